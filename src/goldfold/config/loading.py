@@ -1,0 +1,258 @@
+"""From YAML files and command-line overrides to a checked, frozen configuration."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from goldfold.config.schema import Config, Pipeline, Section
+from goldfold.errors import BadInput, some
+
+S = TypeVar("S", bound=Section)
+Layer = tuple[str, dict[str, Any]]
+"""Where keys came from (a file's name or the command line), and the keys."""
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """An experiment's configuration: the file, its ``extends`` parents beneath it, the overrides on top.
+
+    A missing name becomes the file's name, with the folder before it: ``configs/elpv/lite0.yaml`` is ``elpv-lite0``.
+    Raises BadInput naming the file, the key and the nearest valid key.
+    """
+    config = _load(path, overrides, Config)
+    if config.name is None:
+        config = config.model_copy(update={"name": _slug(f"{config.competition.name}-{path.stem}")})
+    return config
+
+
+def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
+    """A pipeline's rounds. Raises BadInput."""
+    pipeline = _load(path, overrides, Pipeline)
+    return (
+        pipeline
+        if pipeline.name
+        else pipeline.model_copy(update={"name": _slug(f"{path.resolve().parent.name}-{path.stem}")})
+    )
+
+
+def is_pipeline(path: Path) -> bool:
+    """Whether a YAML file describes a pipeline and not an experiment."""
+    return "rounds" in _read(path)
+
+
+def config_from_dict(values: dict[str, Any], where: object) -> Config:
+    """A configuration from a plain dictionary, as ``runs/<run>/config.yaml`` holds it. Raises BadInput."""
+    return _validate(values, [(str(where), values)], Config)
+
+
+def dump_yaml(config: Section) -> str:
+    """A configuration as YAML that loads back equal."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping by the same careful rules as a configuration file. Raises BadInput."""
+    return _read(path)
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the keys in which two configurations differ."""
+    changed: list[str] = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changed += changed_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changed.append(f"{prefix}{key}")
+    return changed
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """JSON schemas for editors, by file name. In a file no key is required, since a parent may give it."""
+    experiment = Config.model_json_schema()
+    experiment["properties"]["extends"] = {
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+        "description": "Parent files, merged deeply beneath this one",
+    }
+    for part in (experiment, *experiment.get("$defs", {}).values()):
+        part.pop("required", None)
+    return {"experiment.schema.json": experiment, "pipeline.schema.json": Pipeline.model_json_schema()}
+
+
+def _load(path: Path, overrides: Sequence[str], model: type[S]) -> S:
+    layers = _layers(path, ())
+    if overrides:
+        layers.append(("command line", _parse_overrides(overrides)))
+    try:
+        merged = OmegaConf.merge(*(OmegaConf.create(_whole_lists(values)) for _, values in layers))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise BadInput(path, f"cannot be merged ({str(error).splitlines()[0]})") from None
+    assert isinstance(values, dict)
+    return _validate({str(key): value for key, value in values.items()}, layers, model)
+
+
+def _layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
+    """The file and its parents, the furthest parent first."""
+    real = path.resolve()
+    if real in seen:
+        raise BadInput(path, "extends itself", f"the chain is {' -> '.join(p.name for p in (*seen, real))}")
+    values = dict(_read(path))
+    parents = values.pop("extends", None) or []
+    if isinstance(parents, str):
+        parents = [parents]
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise BadInput(path, "'extends' must be a file name or a list of file names")
+    layers: list[Layer] = []
+    for parent in parents:
+        if not (path.parent / parent).is_file():
+            raise BadInput(path, f"extends '{parent}', which does not exist", f"it is looked for in {path.parent}")
+        layers += _layers(path.parent / parent, (*seen, real))
+    return [*layers, (str(path), values)]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(path, "the configuration file does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(path, f"cannot be read ({error})") from None
+    try:
+        _check_yaml(path, yaml.compose(text, Loader=yaml.SafeLoader))
+        loaded = OmegaConf.load(path)  # reads 1e-4 as a number, where plain PyYAML reads text
+        values = OmegaConf.to_container(loaded, resolve=False)
+    except yaml.YAMLError as error:
+        raise BadInput(path, f"not valid YAML ({' '.join(str(error).split())})") from None
+    except (OmegaConfBaseException, OSError) as error:
+        raise BadInput(path, f"not a valid configuration ({str(error).splitlines()[0]})") from None
+    if not isinstance(values, dict):
+        raise BadInput(path, "must be a mapping of sections to keys")
+    return {str(key): value for key, value in values.items()}
+
+
+def _check_yaml(path: Path, node: yaml.Node | None) -> None:
+    """Refuses what YAML reads otherwise than people do: doubled keys, ``no:`` as False, ``010`` as eight."""
+    if isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.tag != "tag:yaml.org,2002:str":
+                raise BadInput(
+                    f"{path}:{line}",
+                    f"YAML does not read the key '{key.value}' as text",
+                    f"write '{key.value}' in quotes",
+                )
+            if key.value in keys:
+                raise BadInput(f"{path}:{line}", f"the key '{key.value}' stands twice in one section")
+            keys.add(key.value)
+            _check_yaml(path, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_yaml(path, item)
+    elif isinstance(node, yaml.ScalarNode):
+        octal = node.tag == "tag:yaml.org,2002:int" and re.fullmatch(r"[-+]?0[0-9_]+", node.value)
+        if octal:
+            raise BadInput(
+                f"{path}:{node.start_mark.line + 1}",
+                f"YAML reads {node.value} as an octal number",
+                "write it in quotes or without the 0",
+            )
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    for text in overrides:
+        if not re.match(r"^[A-Za-z_][\w.\-]*=", text):
+            raise BadInput("command line", f"'{text}' is not an override", "write key.sub=value")
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise BadInput("command line", f"cannot read an override ({' '.join(str(error).split())})") from None
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _whole_lists(values: dict[str, Any]) -> dict[str, Any]:
+    # OmegaConf.merge replaces lists whole already; this only copies, so that layers stay as they were read.
+    return json.loads(json.dumps(values))  # type: ignore[no-any-return]
+
+
+def _validate(values: dict[str, Any], layers: list[Layer], model: type[S]) -> S:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        first = problems[0]
+        location = [part for part in first["loc"] if not _is_union_tag(part, first["loc"], values)]
+        key = ".".join(str(part) for part in location)
+        where = _origin(location, layers)
+        more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        if first["type"] == "extra_forbidden":
+            nearest = _nearest(location, model)
+            raise BadInput(
+                where, f"unknown key '{key}'{more}", f"did you mean '{nearest}'?" if nearest else ""
+            ) from None
+        if first["type"] == "missing":
+            raise BadInput(where, f"the key '{key}' is missing{more}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        got = "" if isinstance(first["input"], (dict, list, tuple)) else f", got {first['input']!r}"
+        raise BadInput(where, f"'{key}': {message}{got}{more}" if key else f"{message}{more}") from None
+
+
+def _is_union_tag(part: int | str, location: tuple[int | str, ...], values: dict[str, Any]) -> bool:
+    """pydantic puts the tag or type of a union into a location; those parts are no keys of the file."""
+    if isinstance(part, str) and re.search(r"[\[\(]|^(str|tuple|literal|dict|none)$", part):
+        return True
+    return isinstance(part, str) and location[0] == "rounds" and location.index(part) == 2
+
+
+def _origin(location: Sequence[int | str], layers: list[Layer]) -> str:
+    """The topmost layer that holds the key, or the deepest part of it that any layer holds."""
+    for depth in range(len(location), 0, -1):
+        for name, values in reversed(layers):
+            node: Any = values
+            for part in location[:depth]:
+                if isinstance(node, dict) and part in node:
+                    node = node[str(part)]
+                elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+                    node = node[part]
+                else:
+                    break
+            else:
+                return name
+    return layers[-1][0] if layers[-1][0] != "command line" else layers[-2][0]
+
+
+def _nearest(location: Sequence[int | str], model: type[Section]) -> str | None:
+    """The valid key closest to an unknown one: in its own section first, then anywhere."""
+    keys = [str(part) for part in location]
+    valid = _valid_keys(model)
+    siblings = [key for key in valid if key.rsplit(".", 1)[:-1] == ([".".join(keys[:-1])] if len(keys) > 1 else [])]
+    by_leaf = {key.rsplit(".", 1)[-1]: key for key in reversed(valid)} | {
+        key.rsplit(".", 1)[-1]: key for key in siblings
+    }
+    near = difflib.get_close_matches(keys[-1], [key.rsplit(".", 1)[-1] for key in siblings], 1, 0.6)
+    near = near or difflib.get_close_matches(keys[-1], list(by_leaf), 1, 0.75)
+    return by_leaf[near[0]] if near else None
+
+
+def _valid_keys(model: type[Section], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, info in model.model_fields.items():
+        keys.append(f"{prefix}{name}")
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            keys += _valid_keys(info.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or some(["run"])
