@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 def say(text: str) -> None:
     """A line for the person who watches (standard error, so that standard output stays the result)."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    print(text, file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:

@@ -34,6 +34,12 @@ def check_ids(ids: Sequence[str], where: object) -> None:
         raise BadInput(where, f"duplicate ids: {some(index[index.duplicated()].unique())}")
 
 
+def _check_id_column(where: object, id_column: str, others: Sequence[str]) -> None:
+    """Refuses an id column that another column of the table would overwrite."""
+    if id_column in others:
+        raise BadInput(where, f"an id column named '{id_column}' clashes with the table's own", "rename the id column")
+
+
 class _Keyed:
     """What the id-keyed tables share."""
 
@@ -138,6 +144,8 @@ class Predictions(_Keyed):
         return Predictions(tuple(ids), self.values[rows], self.classes, self.run, fold, self.where)
 
     def write(self, path: Path, id_column: str) -> None:
+        """Raises BadInput when the id column has the name of another column."""
+        _check_id_column(path, id_column, ("fold", *(f"p_{name}" for name in self.classes)))
         frame = pd.DataFrame({id_column: pd.Series(self.ids, dtype=object)})
         if self.fold is not None:
             frame["fold"] = self.fold
@@ -189,8 +197,8 @@ def average(parts: Sequence[Predictions], run: str) -> Predictions:
             raise BadInput(
                 part.where, f"ids differ from those of {first.where}: {some(set(part.ids) ^ set(first.ids))}"
             )
-    values = np.mean([part.take(first.ids).values for part in parts], axis=0, dtype=np.float64)
-    return Predictions(first.ids, values.astype(np.float32), first.classes, run, first.fold, run)
+    values = np.mean(np.stack([part.take(first.ids).values for part in parts]), axis=0, dtype=np.float64)
+    return Predictions(first.ids, np.asarray(values, dtype=np.float32), first.classes, run, first.fold, run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,6 +235,7 @@ class SoftLabels(_Keyed):
     def write(self, path: Path, id_column: str, classes: Sequence[str]) -> None:
         if len(classes) != self.targets.shape[1]:
             raise BadInput(path, f"{len(classes)} classes for {self.targets.shape[1]} target columns")
+        _check_id_column(path, id_column, ("excluded_fold", "weight", *(f"p_{name}" for name in classes)))
         frame = pd.DataFrame({id_column: pd.Series(self.ids, dtype=object)})
         frame["excluded_fold"] = np.full(len(self.ids), self.excluded_fold, dtype=np.int64)
         frame["weight"] = self.weights

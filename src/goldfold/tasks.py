@@ -84,14 +84,18 @@ class Task:
 
     def truth(self, targets: Floats) -> Truth:
         """(N, C) targets as scikit-learn's ``y_true``: (N,) class indices, (N, C) 0/1 for multilabel, or values."""
+        if self.name in ("binary", "multilabel"):
+            # Labels are 0 or 1 (soft ones count as their nearest); the decision threshold is for predictions.
+            index = (targets >= 0.5).astype(np.int64)
+            return index[:, 0] if self.name == "binary" else index
         if self.one_class_each:
             return self.class_index(targets)
-        if self.name == "multilabel":
-            return (targets >= 0.5).astype(np.int64)
         return targets[:, 0] if targets.shape[1] == 1 else targets
 
     def decide(self, values: Floats) -> Truth:
         """(N, C) predictions as hard answers, in the shape of ``truth``."""
+        if self.name == "binary":
+            return self.class_index(values)
         if self.name == "multilabel":
             return (values >= self.threshold).astype(np.int64)
         return self.truth(values)

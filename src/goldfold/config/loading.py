@@ -7,14 +7,23 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from goldfold.config.schema import Config, Pipeline, Section
+from goldfold.config.schema import (
+    Config,
+    DistillRound,
+    EnsembleRound,
+    Pipeline,
+    PseudoLabelRound,
+    Section,
+    SubmitRound,
+    TrainRound,
+)
 from goldfold.errors import BadInput, some
 
 S = TypeVar("S", bound=Section)
@@ -190,29 +199,82 @@ def _validate(values: dict[str, Any], layers: list[Layer], model: type[S]) -> S:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        first = problems[0]
-        location = [part for part in first["loc"] if not _is_union_tag(part, first["loc"], values)]
-        key = ".".join(str(part) for part in location)
-        where = _origin(location, layers)
-        more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
-        if first["type"] == "extra_forbidden":
-            nearest = _nearest(location, model)
-            raise BadInput(
-                where, f"unknown key '{key}'{more}", f"did you mean '{nearest}'?" if nearest else ""
-            ) from None
-        if first["type"] == "missing":
-            raise BadInput(where, f"the key '{key}' is missing{more}") from None
-        message = first["msg"].removeprefix("Value error, ")
-        got = "" if isinstance(first["input"], (dict, list, tuple)) else f", got {first['input']!r}"
-        raise BadInput(where, f"'{key}': {message}{got}{more}" if key else f"{message}{more}") from None
+        problems = _one_a_place(error, values)
+    (location, first), others = problems[0], len(problems) - 1
+    where, key = _origin(location, layers), ".".join(str(part) for part in location)
+    more = f" (and {others} more problem{'s' if others > 1 else ''})" if others else ""
+    kind, context = first["type"], first.get("ctx", {})
+    if kind == "extra_forbidden":
+        nearest = _nearest(location, first, model)
+        raise BadInput(where, f"unknown key '{key}'{more}", f"did you mean '{nearest}'?" if nearest else "")
+    if kind in ("missing", "union_tag_not_found"):
+        key = key if kind == "missing" else f"{key}.kind"
+        raise BadInput(where, f"the key '{key}' is missing{more}")
+    if kind == "union_tag_invalid":
+        raise BadInput(
+            where, f"'{key}.kind': should be one of {context['expected_tags']}, got '{context['tag']}'{more}"
+        )
+    message = _PLAIN.get(kind) or first["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(first["input"], (dict, list, tuple)) else f", got {first['input']!r}"
+    mend = "write it in quotes" if kind == "string_type" and isinstance(first["input"], (int, float)) else ""
+    raise BadInput(where, f"'{key}': {message}{got}{more}" if key else f"{message}{more}", mend)
 
 
-def _is_union_tag(part: int | str, location: tuple[int | str, ...], values: dict[str, Any]) -> bool:
-    """pydantic puts the tag or type of a union into a location; those parts are no keys of the file."""
-    if isinstance(part, str) and re.search(r"[\[\(]|^(str|tuple|literal|dict|none)$", part):
-        return True
-    return isinstance(part, str) and location[0] == "rounds" and location.index(part) == 2
+_PLAIN = {
+    "model_type": "should be a section of keys",
+    "model_attributes_type": "should be a section of keys",
+    "dict_type": "should be a section of keys",
+    "tuple_type": "should be a list",
+    "too_short": "the list is too short",
+}
+"""pydantic's words for Python's types, in YAML's."""
+
+
+def _one_a_place(error: ValidationError, values: dict[str, Any]) -> list[tuple[list[int | str], dict[str, Any]]]:
+    """pydantic's problems with their keys in the file, without the echoes of one mistake.
+
+    Every alternative of a union reports its own failure: the one that came furthest is meant. A list whose items are
+    wrong is reported as too short, too.
+    """
+    found: dict[str, tuple[list[int | str], dict[str, Any]]] = {}
+    for problem in (dict(item) for item in error.errors(include_url=False)):
+        location, union = _location(problem, values)
+        place = ".".join(str(part) for part in union)
+        if place not in found or len(location) > len(found[place][0]):
+            found[place] = (location, problem)
+    echoes = {
+        place
+        for place, (location, problem) in found.items()
+        if problem["type"] == "too_short"
+        and any(len(other) > len(location) and other[: len(location)] == location for other, _ in found.values())
+    }
+    # A misspelt key is also a missing one; its own name says more.
+    return sorted(
+        (item for place, item in found.items() if place not in echoes),
+        key=lambda item: item[1]["type"] != "extra_forbidden",
+    )
+
+
+def _location(problem: dict[str, Any], values: dict[str, Any]) -> tuple[list[int | str], list[int | str]]:
+    """Where a problem is in the file, and where the union is that it is an alternative of (else the same place).
+
+    pydantic puts the alternative's name into the location; such a part is no key of the file.
+    """
+    node: Any = values
+    location: list[int | str] = []
+    union: list[int | str] | None = None
+    parts = problem["loc"]
+    for index, part in enumerate(parts):
+        if index == 2 and parts[0] == "rounds":
+            continue  # the round's kind
+        if (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int)):
+            location.append(part)
+            node = node[part]
+        elif problem["type"] == "missing" and index == len(parts) - 1:
+            location.append(part)
+        else:
+            union = union or list(location)
+    return location, union or location
 
 
 def _origin(location: Sequence[int | str], layers: list[Layer]) -> str:
@@ -232,9 +294,13 @@ def _origin(location: Sequence[int | str], layers: list[Layer]) -> str:
     return layers[-1][0] if layers[-1][0] != "command line" else layers[-2][0]
 
 
-def _nearest(location: Sequence[int | str], model: type[Section]) -> str | None:
+def _nearest(location: Sequence[int | str], problem: dict[str, Any], model: type[Section]) -> str | None:
     """The valid key closest to an unknown one: in its own section first, then anywhere."""
     keys = [str(part) for part in location]
+    if keys[0] == "rounds" and len(keys) == 3:
+        kind = next(kind for kind in _ROUNDS if problem["loc"][2] in get_args(kind.model_fields["kind"].annotation))
+        near = difflib.get_close_matches(keys[-1], list(kind.model_fields), 1, 0.6)
+        return near[0] if near else None
     valid = _valid_keys(model)
     siblings = [key for key in valid if key.rsplit(".", 1)[:-1] == ([".".join(keys[:-1])] if len(keys) > 1 else [])]
     by_leaf = {key.rsplit(".", 1)[-1]: key for key in reversed(valid)} | {
@@ -243,6 +309,9 @@ def _nearest(location: Sequence[int | str], model: type[Section]) -> str | None:
     near = difflib.get_close_matches(keys[-1], [key.rsplit(".", 1)[-1] for key in siblings], 1, 0.6)
     near = near or difflib.get_close_matches(keys[-1], list(by_leaf), 1, 0.75)
     return by_leaf[near[0]] if near else None
+
+
+_ROUNDS: tuple[type[Section], ...] = (TrainRound, PseudoLabelRound, DistillRound, EnsembleRound, SubmitRound)
 
 
 def _valid_keys(model: type[Section], prefix: str = "") -> list[str]:

@@ -1,0 +1,243 @@
+"""The command line. Torch and all that is slow to import is imported inside the commands."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from goldfold.errors import BadInput, GoldfoldError
+
+if TYPE_CHECKING:
+    from goldfold.paths import Workspace
+
+Command = Callable[[argparse.Namespace, "Workspace"], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0 success, 1 a failed run, 2 bad input."""
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse cannot take overrides on both sides of an option, so those after one arrive as the rest.
+    stray = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(options, "overrides")]
+    if stray:
+        parser.error(f"unrecognised arguments: {' '.join(stray)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    logging.getLogger("timm").setLevel(logging.WARNING)
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    try:
+        from goldfold.paths import Workspace
+
+        root = Path(options.directory)
+        if not root.is_dir():
+            raise BadInput("--directory", f"'{root}' is not a folder")
+        os.chdir(root)
+        return int(options.command(options, Workspace(Path())))
+    except GoldfoldError as error:
+        if options.debug:
+            raise
+        print(f"goldfold: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("goldfold: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if options.debug:
+            raise
+        print(f"goldfold: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "-C", "--directory", default=argparse.SUPPRESS, metavar="DIR", help="work in this project folder"
+    )
+    common.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    parser = argparse.ArgumentParser(
+        prog="goldfold",
+        description="From folds to a checked submission. Settings are YAML; key.sub=value overrides one.",
+        parents=[common],
+    )
+    parser.set_defaults(directory=".", debug=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Command, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, parents=[common])
+        sub.set_defaults(command=command)
+        return sub
+
+    def add_config(name: str, command: Command, help: str) -> argparse.ArgumentParser:
+        sub = add(name, command, help)
+        sub.add_argument("config", type=Path, metavar="CONFIG", help="an experiment's YAML")
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the file")
+        return sub
+
+    demo = add("demo", demo_command, "prepare the embedded competition and run it to a scored submission")
+    demo.add_argument("--tiny", action="store_true", help="scikit-learn's digits, random weights, no download")
+    demo.add_argument("--prepare", action="store_true", help="only lay out the data, weights and configurations")
+    demo.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the files")
+    check = add_config("check", check_command, "find everything that could fail later (CONFIG may be a pipeline)")
+    check.add_argument("--no-decode", dest="decode", action="store_false", help="do not decode the images")
+    folds = add_config("folds", folds_command, "make the fold table, or verify it, and print class counts")
+    folds.add_argument("--remake", action="store_true", help="deal anew; scores before and after cannot be compared")
+    folds.add_argument("--accept", action="store_true", help="record a changed train CSV whose folds remain valid")
+    train = add_config("train", train_command, "train all folds; resumes, skips what is finished")
+    train.add_argument("--fold", type=int, action="append", default=[], metavar="K", help="only this fold (repeatable)")
+    train.add_argument("--run", metavar="NAME", help="the run's name")
+    predict = add("predict", predict_command, "predict a CSV's images with a run")
+    predict.add_argument("run", metavar="RUN")
+    predict.add_argument("--csv", type=Path, help="rows to predict; default: the competition's test CSV")
+    predict.add_argument("--images", metavar="PATTERN", help="image path pattern; default: the run's")
+    predict.add_argument("--out", type=Path, help="Parquet file; default: runs/RUN/predict-<csv>.parquet")
+    ensemble = add("ensemble", ensemble_command, "blend runs; weights are fitted on out-of-fold predictions")
+    ensemble.add_argument("runs", nargs="+", metavar="RUN")
+    ensemble.add_argument("--name", required=True)
+    ensemble.add_argument("--method", default="simplex", choices=["mean", "gmean", "rank_mean", "simplex", "greedy"])
+    submit = add("submit", submit_command, "write a submission and check it against the sample")
+    submit.add_argument("source", metavar="RUN_OR_ENSEMBLE")
+    submit.add_argument("--out", type=Path, help="CSV file; default: submissions/<name>.csv")
+    score = add("score", score_command, "score a submission against known labels")
+    score.add_argument("submission", type=Path)
+    score.add_argument("solution", type=Path)
+    score.add_argument("config", type=Path, metavar="CONFIG")
+    score.add_argument("overrides", nargs="*", metavar="key=value")
+    run = add("run", run_command, "run a pipeline's rounds in order; resumable")
+    run.add_argument("config", type=Path, metavar="PIPELINE")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every experiment of the pipeline")
+    schema = add("schema", schema_command, "write the JSON schemas of the configuration files")
+    schema.add_argument("--to", type=Path, metavar="DIR", help="write files here; default: print the experiment's")
+    return parser
+
+
+def demo_command(options: argparse.Namespace, workspace: Workspace) -> int:
+    from goldfold.demo.play import run_demo
+
+    print(run_demo(workspace, tiny=options.tiny, prepare_only=options.prepare, overrides=options.overrides))
+    return 0
+
+
+def check_command(options: argparse.Namespace, workspace: Workspace) -> int:
+    from goldfold.config import is_pipeline, load_config
+    from goldfold.pipeline.check import check_experiment
+    from goldfold.pipeline.run import plan_pipeline
+    from goldfold.progress import say
+
+    if is_pipeline(options.config):
+        configs = list(plan_pipeline(options.config, options.overrides)[1].values())
+    else:
+        configs = [load_config(options.config, options.overrides)]
+    problems: list[str] = []
+    for number, config in enumerate(configs):
+        say(f"checking {config.name}")
+        # The images are the same for every experiment of a pipeline.
+        found = check_experiment(config, workspace, decode=options.decode and number == 0)
+        problems += [line for line in found if line not in problems]
+    for line in problems:
+        print(f"goldfold: {line}", file=sys.stderr)
+    print(f"{len(problems)} problems" if problems else "no problems found")
+    return 2 if problems else 0
+
+
+def folds_command(options: argparse.Namespace, workspace: Workspace) -> int:
+    from goldfold.config import load_config
+    from goldfold.folds import accept_source, class_counts
+    from goldfold.pipeline.competition import load_competition
+    from goldfold.pipeline.stages import load_folds
+
+    config = load_config(options.config, options.overrides)
+    data = load_competition(config.competition, workspace.root)
+    path = workspace.folds(config.competition.name)
+    if options.accept:
+        accept_source(path, data.train, train_csv=data.train_csv)
+    tables = load_folds(config, data, workspace, remake=options.remake)
+    print(f"{path}: {config.folds.scheme}, seed {config.folds.seed}, {len(data.ids)} rows of {data.train_csv}")
+    print(class_counts(tables, data.task, data.targets, data.ids).to_string())
+    return 0
+
+
+def train_command(options: argparse.Namespace, workspace: Workspace) -> int:
+    from goldfold.config import load_config
+    from goldfold.pipeline.report import spread
+    from goldfold.pipeline.stages import train_run
+
+    overrides = [*options.overrides, *([f"name={options.run}"] if options.run else [])]
+    config = load_config(options.config, overrides)
+    cv = train_run(config, workspace, options.fold)
+    if cv:
+        run = workspace.run(str(config.name))
+        print(f"{config.name}: {cv['metric']} {spread(cv['mean'], cv['std'])} over folds; wrote {run.folder}")
+    return 0
+
+
+def predict_command(options: argparse.Namespace, workspace: Workspace) -> int:
+    from goldfold.pipeline.stages import predict_run
+
+    print(f"wrote {predict_run(options.run, workspace, options.csv, options.images, options.out)}")
+    return 0
+
+
+def ensemble_command(options: argparse.Namespace, workspace: Workspace) -> int:
+    from goldfold.pipeline.report import summary
+    from goldfold.pipeline.run import Outcome, ensemble_runs
+
+    record = ensemble_runs(options.runs, options.name, options.method, workspace)
+    from goldfold import files
+
+    runs = {name: files.read_json(workspace.run(name).cv) for name in options.runs}
+    print(summary(Outcome(runs=runs, ensembles={options.name: record})))
+    print(f"wrote {workspace.ensemble(options.name)}")
+    return 0
+
+
+def submit_command(options: argparse.Namespace, workspace: Workspace) -> int:
+    from goldfold.pipeline.run import submit
+
+    print(f"wrote {submit(options.source, workspace, options.out or workspace.submission(options.source))}")
+    return 0
+
+
+def score_command(options: argparse.Namespace, workspace: Workspace) -> int:
+    from goldfold.config import load_config
+    from goldfold.pipeline.run import score
+
+    config = load_config(options.config, options.overrides)
+    for name, value in score(options.submission, options.solution, config, workspace).items():
+        print(f"{name}: {'undefined' if value is None else f'{value:.6f}'}")
+    return 0
+
+
+def run_command(options: argparse.Namespace, workspace: Workspace) -> int:
+    from goldfold.pipeline.report import summary
+    from goldfold.pipeline.run import run_pipeline
+
+    outcome = run_pipeline(options.config, workspace, options.overrides)
+    print(summary(outcome))
+    for path in outcome.submissions.values():
+        print(f"wrote {path}")
+    return 0
+
+
+def schema_command(options: argparse.Namespace, workspace: Workspace) -> int:
+    import json
+
+    from goldfold import files
+    from goldfold.config import json_schemas
+
+    schemas = json_schemas()
+    if options.to is None:
+        print(json.dumps(schemas["experiment.schema.json"], indent=2))
+        return 0
+    for name, schema in schemas.items():
+        files.write_json(options.to / name, schema)
+        print(f"wrote {options.to / name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""ELPV: electroluminescence photographs of solar cells, as a binary competition.
+
+2,624 grey photographs (300 x 300) from the PyPI package ``elpv-dataset``, licence CC BY-NC-SA 4.0.
+Sources: Buerhop-Lutz et al. 2018 (EU PVSEC), Deitsch et al. 2019 (Solar Energy 185), Deitsch et al. 2021 (Machine
+Vision and Applications 32).
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import pandas as pd
+
+from goldfold.demo.layout import lay_out, link_or_copy, shuffled_ids, write_tables
+from goldfold.errors import BadInput, some
+from goldfold.progress import progress, say
+
+LAYOUT = 1
+"""Raised when the files that this room writes change."""
+
+
+def prepare_elpv(root: Path, seed: int) -> Path:
+    """Lay the ELPV competition out under ``root/data/elpv``; returns that folder.
+
+    train.csv (id, defective, grade, cell_type), test.csv (id, cell_type), sample_submission.csv and solution.csv
+    (id, defective), images/<id>.png; 75/25, stratified by grade x cell type. ``grade`` is the expert's probability of
+    a defect, ``defective`` whether it reaches 0.5.
+
+    The package's own numbers are ordered by module and tell much about the label (rank correlation -0.38), so each
+    cell gets a new id, dealt by the seed: el0001 to el2624.
+
+    Does nothing when the folder is whole and of the same seed and package. Raises BadInput when the package is missing
+    or the folder holds something else.
+    """
+    package = _package()
+    source = {"layout": LAYOUT, "package": f"elpv-dataset {_version()}", "seed": seed}
+
+    def build(folder: Path) -> None:
+        say("ELPV: laying out 2,624 photographs of solar cells (CC BY-NC-SA 4.0, github.com/zae-bayern/elpv-dataset)")
+        cells = _read_labels(package / "labels.csv")
+        cells.insert(0, "id", shuffled_ids("el", len(cells), seed))
+        pairs = list(zip(cells["path"], cells["id"], strict=True))
+        for path, name in progress(pairs, "ELPV images", len(pairs), "images"):
+            link_or_copy(package / path, folder / "images" / f"{name}.png")
+        write_tables(
+            folder,
+            cells[["id", "defective", "grade", "cell_type"]],
+            "defective",
+            guess=0.5,
+            hidden=["defective", "grade"],
+            strata=["grade", "cell_type"],
+            seed=seed,
+        )
+
+    return lay_out(root / "data" / "elpv", source, build)
+
+
+def _package() -> Path:
+    """The package's data folder, found without importing it (it would load every image)."""
+    spec = find_spec("elpv_dataset")
+    folders = [Path(place) / "data" for place in (spec.submodule_search_locations or ())] if spec else []
+    for folder in folders:
+        if (folder / "labels.csv").is_file():
+            return folder
+    raise BadInput("demo", "needs the PyPI package elpv-dataset", 'pip install "goldfold[demo]"')
+
+
+def _version() -> str:
+    try:
+        return version("elpv-dataset")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _read_labels(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, sep=r"\s+", header=None, names=["path", "probability", "cell_type"])
+    missing = [name for name in table["path"] if not (path.parent / name).is_file()]
+    if missing:
+        raise BadInput(path, f"images are missing: {some(missing)}", "install elpv-dataset again")
+    table["grade"] = table["probability"].map("{:.3f}".format)
+    table["defective"] = (table["probability"] >= 0.5).astype(int)
+    return table

@@ -1,0 +1,1 @@
+"""Whole experiments and pipelines: the only place that receives a whole configuration."""

@@ -1,0 +1,55 @@
+"""Probabilities of a network for images, over test-time views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from goldfold.data import plain_loader
+from goldfold.errors import GoldfoldError
+from goldfold.images import Images
+from goldfold.machine import Machine
+from goldfold.models import Classifier
+from goldfold.progress import progress
+from goldfold.records import Floats, Ints
+from goldfold.tasks import Task
+from goldfold.tta import View, merge
+
+
+@torch.inference_mode()
+def predict_images(
+    model: Classifier,
+    images: Images,
+    rows: Ints,
+    *,
+    task: Task,
+    views: Sequence[View],
+    how: str,
+    batch_size: int,
+    machine: Machine,
+    what: str = "predicting",
+) -> Floats:
+    """Probabilities (N, C) float32 of ``rows``: each image is read once, each view is one forward pass.
+
+    Raises GoldfoldError when the network gives NaN.
+    """
+    was_training = model.training
+    model.eval()
+    pinned = machine.device.type == "cuda"
+    loader = plain_loader(images, rows, model.spec.size, batch_size, workers=machine.workers, pin_memory=pinned)
+    parts = []
+    for pixels in progress(loader, what, len(loader), "batches"):
+        prepared = model.prepare(pixels.to(machine.device, non_blocking=True), machine.memory_format)
+        merged = []
+        for view in views:
+            with machine.autocast():
+                logits = model(view(prepared))
+            merged.append(model.probabilities(logits))
+        parts.append(merge(merged, how).cpu())
+    model.train(was_training)
+    values = torch.cat(parts).numpy() if parts else np.zeros((0, len(task.classes)), dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise GoldfoldError(f"{what}: the network gives NaN; train with a lower optim.lr, or with train.precision=fp32")
+    return task.normalise(values)

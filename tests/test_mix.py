@@ -1,0 +1,80 @@
+"""Mixup and CutMix: mass is conserved, the box is what the weight says, nothing is changed in place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from goldfold.config.schema import Loss, Mix
+from goldfold.losses import make_loss
+from goldfold.mix import mix_batch
+from goldfold.tasks import Task
+
+
+def batch(size: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images that are constant and equal to their own row number; one-hot targets."""
+    images = torch.arange(size, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 3, 16, 16).contiguous()
+    return images, torch.eye(size), torch.ones(size)
+
+
+@pytest.mark.parametrize("settings", [Mix(mixup=0.4), Mix(cutmix=1.0), Mix(mixup=0.4, cutmix=1.0)])
+def test_targets_keep_their_mass_and_inputs_stay(settings: Mix) -> None:
+    images, targets, weights = batch()
+    before = images.clone()
+    for seed in range(20):
+        _, mixed, mixed_weights = mix_batch(settings, images, targets, weights, seed)
+        assert mixed.sum(1) == pytest.approx(torch.ones(6), abs=1e-6)
+        assert mixed_weights.tolist() == pytest.approx([1.0] * 6)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("settings", [Mix(mixup=0.4), Mix(cutmix=1.0)])
+def test_pixels_and_targets_are_mixed_by_the_same_share(settings: Mix) -> None:
+    images, targets, weights = batch()
+    values = torch.arange(6, dtype=torch.float32)
+    changed = 0
+    for seed in range(20):
+        mixed_images, mixed, _ = mix_batch(settings, images, targets, weights, seed)
+        # The mean pixel of a mix of constant images is the mix of their numbers.
+        assert mixed_images.mean(dim=(1, 2, 3)).tolist() == pytest.approx((mixed @ values).tolist(), abs=1e-4)
+        changed += not torch.equal(mixed_images, images)
+    assert changed > 10
+
+
+def test_soft_targets_pass_through() -> None:
+    images, _, weights = batch(2)
+    soft = torch.tensor([[0.3, 0.7], [0.9, 0.1]])
+    _, mixed, _ = mix_batch(Mix(mixup=1.0), images, soft, weights, 3)
+    low, high = soft.min(0).values, soft.max(0).values
+    assert ((mixed >= low - 1e-6) & (mixed <= high + 1e-6)).all()
+
+
+def test_mixed_weights_give_the_mixed_loss() -> None:
+    """A pair's loss is share x its first source's weighted loss + (1 - share) x its second's."""
+    images, _, _ = batch(2)
+    targets, weights = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1.0, 0.2])
+    loss = make_loss(Loss(), Task("multiclass", ("a", "b")))
+    logits = torch.tensor([[0.3, -1.0], [0.3, -1.0]])
+    for seed in range(10):
+        mixed_images, mixed, mixed_weights = mix_batch(Mix(mixup=1.0), images, targets, weights, seed)
+        share_of_second = mixed_images[:, 0, 0, 0]
+        each = torch.stack([loss(logits[[0]], targets[[i]], weights[[i]]) for i in (0, 1)])
+        expected = ((1 - share_of_second) * each[0] + share_of_second * each[1]).mean()
+        assert loss(logits, mixed, mixed_weights) == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_the_draw_is_a_function_of_the_seed() -> None:
+    images, targets, weights = batch()
+    first, again, other = (mix_batch(Mix(mixup=0.4), images, targets, weights, 1, seed)[1] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_probability_and_odd_batches() -> None:
+    images, targets, weights = batch(5)
+    touched = sum(
+        not torch.equal(mix_batch(Mix(mixup=1, prob=0.3), images, targets, weights, s)[1], targets) for s in range(200)
+    )
+    assert 35 <= touched <= 85
+    one = mix_batch(Mix(mixup=1.0), images[:1], targets[:1], weights[:1], 0)
+    assert torch.equal(one[0], images[:1])
