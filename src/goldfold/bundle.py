@@ -67,7 +67,9 @@ def read_bundle(folder: Path) -> Bundle:
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise BadInput(path, f"not a bundle of format {FORMAT}", "export it with this version of Goldfold")
     try:
-        task: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.pop("task").items()}
+        task: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.pop("task").items()
+        }
         return Bundle(
             task=Task(**task),
             model=ModelSpec.from_dict(values.pop("model")),

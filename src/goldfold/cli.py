@@ -176,7 +176,7 @@ def train_command(options: argparse.Namespace, workspace: Workspace) -> int:
 
 
 def predict_command(options: argparse.Namespace, workspace: Workspace) -> int:
-    from goldfold.pipeline.stages import predict_run
+    from goldfold.pipeline.inference import predict_run
 
     print(f"wrote {predict_run(options.run, workspace, options.csv, options.images, options.out)}")
     return 0

@@ -35,6 +35,11 @@ class Machine:
         kind = torch.bfloat16 if self.precision == "bf16" else torch.float16
         return torch.autocast(self.device.type, dtype=kind)
 
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the first of the processes that a launcher started (or the only one)."""
+        return os.environ.get("RANK", "0") == "0"
+
     def describe(self) -> dict[str, object]:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {

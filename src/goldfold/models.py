@@ -44,7 +44,9 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelSpec:
-        known: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        known: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         return cls(**known)
 
 

@@ -68,7 +68,7 @@ class StoredImages:
             self.ids: tuple[str, ...] = tuple(index["ids"])
             size, _, channels = index["shape"]
             whole = pixels.offset + pixels.nbytes == (folder / "images.npy").stat().st_size
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(folder, f"the store of images is broken ({error})", "delete it and run again") from error
         self.shape: tuple[int, int, int] = (size, size, channels)
         if not whole or pixels.dtype != np.uint8 or pixels.shape != (len(self.ids), *self.shape):

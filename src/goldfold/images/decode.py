@@ -39,6 +39,9 @@ _FILTERS = {
 }
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
+_PHOTOMETRIC = 262
+_SAMPLES_PER_PIXEL = 277
+_PLANAR_CONFIGURATION = 284
 _FLOAT_SLACK = 0.5
 """How far float pixels may overshoot 0..1 (resampling does that) before they are taken to be in another unit."""
 
@@ -149,7 +152,9 @@ def _pillow_loses_depth(image: Image.Image, data: bytes) -> bool:
 def _by_pillow(image: Image.Image, channels: int) -> npt.NDArray[Any]:
     mode = image.mode
     if mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)
+        pixels = np.asarray(image).astype(np.uint16)
+        white_is_zero = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC, 1) == 0
+        return 65535 - pixels if white_is_zero else pixels  # Pillow inverts 8-bit pixels itself
     if mode == "F":
         return np.array(image)
     if mode in ("PA", "RGBa") or (mode == "P" and "transparency" in image.info):
@@ -162,6 +167,9 @@ def _by_pillow(image: Image.Image, channels: int) -> npt.NDArray[Any]:
 
 
 def _by_opencv(data: bytes) -> npt.NDArray[Any]:
+    if _in_planes(data):
+        # Seen with OpenCV 5.0: it mixes the planes up without a word.
+        raise ValueError("a deep TIFF with a plane a channel; save it with interleaved channels or 8 bits")
     try:
         pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -171,6 +179,17 @@ def _by_opencv(data: bytes) -> npt.NDArray[Any]:
     if pixels.ndim == 3 and pixels.shape[2] >= 3:
         pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
     return pixels
+
+
+def _in_planes(data: bytes) -> bool:
+    if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return False
+    head = 16 if b"+" in data[:4] else 8
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:head])
+    file = io.BytesIO(data)
+    file.seek(tags.next)
+    tags.load(file)
+    return bool(tags.get(_PLANAR_CONFIGURATION, 1) == 2 and tags.get(_SAMPLES_PER_PIXEL, 1) > 1)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import math
-import subprocess
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import goldfold
 from goldfold import files
-from goldfold.bundle import load_bundle
-from goldfold.config import Config, changed_keys, config_from_dict, dump_yaml, read_yaml
-from goldfold.config.schema import Tta
+from goldfold.config import Config
 from goldfold.data import Examples, add_soft_labels, blend_soft_labels, labelled
 from goldfold.errors import BadInput, some
 from goldfold.folds import open_folds
@@ -26,18 +21,13 @@ from goldfold.machine import Machine, find_machine
 from goldfold.metrics import score
 from goldfold.models import ModelSpec, make_spec
 from goldfold.paths import FoldPaths, RunPaths, Workspace, find_input
-from goldfold.pipeline.competition import CompetitionData, load_competition, locate_images, read_rows
-from goldfold.predict import predict_images
+from goldfold.pipeline.competition import CompetitionData, load_competition
+from goldfold.pipeline.run_folder import digest_inputs, fold_folders, is_whole, open_run, record_fold
 from goldfold.progress import say
 from goldfold.records import FoldTable, Predictions, average, concatenate
 from goldfold.rounds import distill_labels, pseudo_labels
 from goldfold.tracking import WandbRun
-from goldfold.training import FoldJob, Recipe, drop_resume_state, is_done, train_fold
-from goldfold.tta import make_views
-
-# Keys that never change what a run computes.
-IRRELEVANT = ("name", "tracking", "train.workers", "input.cache", "input.cache_dir", "tta.batch_size")
-VERSIONS = ("goldfold", "torch", "timm", "albumentations", "numpy", "scikit-learn", "ttach")
+from goldfold.training import FoldJob, FoldResult, Recipe, drop_resume_state, is_done, train_fold
 
 
 def load_folds(config: Config, data: CompetitionData, workspace: Workspace, remake: bool = False) -> list[FoldTable]:
@@ -70,11 +60,12 @@ def train_run(config: Config, workspace: Workspace, only_folds: Sequence[int] = 
         raise BadInput("--fold", f"there is no fold {some(unknown)}", f"the folds are {some(folds, 30)}")
     paths = workspace.run(config.name)
     machine = find_machine(config.train)
-    inputs = _inputs(config, data, workspace)
-    fingerprint = _open_run(paths, config, inputs, machine)
+    inputs = digest_inputs(config, data, workspace)
+    with files.locked(paths.folder):
+        fingerprint = open_run(paths, config, inputs, machine)
     jobs = [(fold, seed) for seed in (config.train.seed, *config.train.seeds) for fold in only_folds or folds]
 
-    if not _whole(paths, config, folds, fingerprint) or only_folds:
+    if not is_whole(paths, config, folds, fingerprint) or only_folds:
         train_images, test_images = _images(config, data, workspace)
         for fold, seed in jobs:
             fold_paths = paths.fold(fold, None if seed == config.train.seed else seed)
@@ -87,23 +78,37 @@ def train_run(config: Config, workspace: Workspace, only_folds: Sequence[int] = 
             say(
                 f"{config.name} {fold_paths.folder.name}: {len(job.examples)} training rows, {len(job.valid_ids)} validation rows"
             )
-            tracker = WandbRun(
-                config.tracking,
-                project=config.competition.name,
-                run=config.name,
-                fold=fold_paths.folder.name,
-                job_type="train",
-                config=config.model_dump(mode="json"),
-                folder=workspace.root,
-            )
-            result = train_fold(job, machine, tracker)
-            tracker.finish()
-            _record_fold(paths, fold_paths.folder.name, asdict(result))
-    if not _whole(paths, config, folds, fingerprint):
-        missing = [f.folder.name for f in _fold_paths(paths, config, folds) if not f.done.exists()]
+            result = _train_alone(job, config, workspace, machine)
+            if machine.is_main:
+                record_fold(paths, fold_paths.folder.name, asdict(result))
+    if not is_whole(paths, config, folds, fingerprint):
+        missing = [f.folder.name for f in fold_folders(paths, config, folds) if not f.done.exists()]
         say(f"{config.name}: not finished yet: {some(missing, 10)}")
         return {}
-    return _gather(config, data, paths, tables, folds)
+    with files.locked(paths.folder):
+        return _gather(config, data, paths, tables, folds)
+
+
+def _train_alone(job: FoldJob, config: Config, workspace: Workspace, machine: Machine) -> FoldResult:
+    """Train one fold, tracked; no two commands may train the same one."""
+    folder = job.paths.folder
+    # Of several processes that train one model together, the first holds the folder for all.
+    with files.locked(folder, wait=False) if machine.is_main else nullcontext(True) as held:
+        if not held:
+            raise BadInput(folder, "another process is training this fold", "wait for it, or train another with --fold")
+        tracker = WandbRun(
+            config.tracking,
+            project=config.competition.name,
+            run=job.run,
+            fold=folder.name,
+            job_type="train",
+            config=config.model_dump(mode="json"),
+            folder=workspace.root,
+        )
+        try:
+            return train_fold(job, machine, tracker)
+        finally:
+            tracker.finish()
 
 
 def _job(
@@ -197,104 +202,18 @@ def _spec(
 
 def _images(config: Config, data: CompetitionData, workspace: Workspace) -> tuple[Images, Images | None]:
     spec = ImageSpec.from_config(config.input)
-    folder = _cache_folder(config, workspace)
+    folder = cache_folder(config, workspace)
     train = open_images(folder, data.ids, data.train_paths, spec, what="train images")
     if data.test_csv is None:
         return train, None
     return train, open_images(folder, data.test_ids, list(data.test_paths), spec, what="test images")
 
 
-def _cache_folder(config: Config, workspace: Workspace) -> Path | None:
+def cache_folder(config: Config, workspace: Workspace) -> Path | None:
+    """Where decoded images are stored; None: they are decoded each time."""
     if not config.input.cache:
         return None
     return workspace.root / config.input.cache_dir if config.input.cache_dir else workspace.cache()
-
-
-def _inputs(config: Config, data: CompetitionData, workspace: Workspace) -> dict[str, str | None]:
-    """Digests of the files that a run depends on."""
-    weights = config.model.weights if config.model.pretrained else None
-    folds = files.sha256_file(workspace.folds(config.competition.name))
-    teachers = {f"teacher {name}": _teacher_digest(workspace.run(name), folds) for name in config.teacher.runs}
-    return {
-        "train_csv": files.sha256_file(data.train_csv),
-        "test_csv": None if data.test_csv is None else files.sha256_file(data.test_csv),
-        "folds": folds,
-        "weights": None
-        if weights is None
-        else files.sha256_file(find_input(workspace.root, config.competition.name, weights)),
-        **teachers,
-    }
-
-
-def _teacher_digest(paths: RunPaths, folds: str) -> str:
-    if not paths.cv.exists():
-        raise BadInput("teacher.runs", f"the run '{paths.name}' is not finished", "train it first")
-    if files.read_json(paths.record)["inputs"]["folds"] != folds:
-        raise BadInput(
-            "teacher.runs", f"the run '{paths.name}' was trained on other folds", "train it again on these folds"
-        )
-    return files.fingerprint([files.sha256_file(paths.oof), files.sha256_file(paths.cv)])
-
-
-def relevant(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without the keys that never change a result."""
-    values = {key: dict(part) if isinstance(part, dict) else part for key, part in config.items()}
-    for dotted in IRRELEVANT:
-        section, _, key = dotted.partition(".")
-        if key:
-            values.get(section, {}).pop(key, None)
-        else:
-            values.pop(section, None)
-    return values
-
-
-def _open_run(paths: RunPaths, config: Config, inputs: dict[str, str | None], machine: Machine) -> str:
-    """Make the run's folder, or verify that it holds this very experiment. Returns its fingerprint."""
-    values = config.model_dump(mode="json")
-    fingerprint = files.fingerprint({"config": relevant(values), "inputs": inputs})
-    if paths.record.exists() and paths.config.exists():
-        record = files.read_json(paths.record)
-        changed = changed_keys(relevant(read_yaml(paths.config)), relevant(values))
-        changed += [f"the file behind {name}" for name in inputs if record["inputs"].get(name) != inputs[name]]
-        if changed or record["fingerprint"] != fingerprint:
-            raise BadInput(
-                paths.folder,
-                f"this run was started with other settings: {some(changed or ['the version of Goldfold'], 10)}",
-                "give the new experiment another name with --run NAME, or delete the folder",
-            )
-        return fingerprint
-    files.write_text(paths.config, dump_yaml(config))
-    files.write_json(
-        paths.record,
-        {
-            "run": config.name,
-            "fingerprint": fingerprint,
-            "inputs": inputs,
-            "leaky": False,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "git": _git_commit(paths.folder),
-            "versions": {name: importlib.metadata.version(name) for name in VERSIONS if name != "goldfold"}
-            | {"goldfold": goldfold.__version__},
-            "machine": machine.describe(),
-            "folds": {},
-        },
-    )
-    return fingerprint
-
-
-def _record_fold(paths: RunPaths, name: str, result: dict[str, Any]) -> None:
-    record = files.read_json(paths.record)
-    record["folds"][name] = result
-    files.write_json(paths.record, record)
-
-
-def _fold_paths(paths: RunPaths, config: Config, folds: Sequence[int]) -> list[FoldPaths]:
-    seeds = [None, *config.train.seeds]
-    return [paths.fold(fold, seed) for seed in seeds for fold in folds]
-
-
-def _whole(paths: RunPaths, config: Config, folds: Sequence[int], fingerprint: str) -> bool:
-    return all(is_done(fold, fingerprint) for fold in _fold_paths(paths, config, folds))
 
 
 def _gather(
@@ -339,60 +258,3 @@ def _gather(
 def _scores(data: CompetitionData, truth: Any, predictions: Predictions) -> dict[str, float | None]:
     values = {metric.name: score(metric, data.task, truth, predictions.values) for metric in data.metrics}
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-
-
-def _git_commit(folder: Path) -> str | None:
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None
-
-
-def predict_run(name: str, workspace: Workspace, csv: Path | None, pattern: str | None, out: Path | None) -> Path:
-    """Predict the images of a CSV with every bundle of a run, over its views. Raises BadInput."""
-    paths = workspace.run(name)
-    if not paths.config.exists():
-        raise BadInput(paths.folder, "there is no such run", "train it first")
-    config = config_from_dict(read_yaml(paths.config), paths.config)
-    settings = config.competition
-    if csv is None:
-        if settings.test_csv is None:
-            raise BadInput("--csv", "the competition has no test_csv", "name a CSV")
-        csv = find_input(workspace.root, settings.name, settings.test_csv)
-        pattern = pattern or settings.test_image_path
-    folders = sorted(path.parent for path in paths.folder.glob("fold*/DONE"))
-    if not folders:
-        raise BadInput(paths.folder, "no fold is finished", "goldfold train finishes it")
-    rows = read_rows(csv, settings, [])
-    ids, images = (
-        tuple(rows[settings.id]),
-        locate_images(pattern or settings.image_path, rows, workspace.root, settings, csv),
-    )
-    machine = find_machine(config.train)
-    stores: dict[ImageSpec, Images] = {}
-    parts = []
-    for folder in folders:
-        bundle, model = load_bundle(folder)
-        if bundle.images not in stores:
-            stores[bundle.images] = open_images(
-                _cache_folder(config, workspace), ids, images, bundle.images, what=csv.name
-            )
-        model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
-        values = predict_images(
-            model,
-            stores[bundle.images],
-            np.arange(len(ids)),
-            task=bundle.task,
-            views=make_views(Tta(views=bundle.views, merge=bundle.merge)),  # type: ignore[arg-type]
-            how=bundle.merge,
-            batch_size=config.tta.batch_size,
-            machine=machine,
-            what=f"{name} {folder.name}: predicting",
-        )
-        parts.append(Predictions(ids, values, bundle.task.classes, name))
-    out = out or paths.folder / f"predict-{csv.stem}.parquet"
-    average(parts, name).write(out, settings.id)
-    return out

@@ -355,11 +355,11 @@ def is_done(paths: FoldPaths, fingerprint: str) -> bool:
 
 def drop_resume_state(paths: FoldPaths) -> None:
     """A finished fold needs no optimizer state; ``last/`` keeps the last epoch's weights."""
-    for name in ("state.safetensors", "best-*.safetensors", ".*.tmp"):
+    for name in ("state.safetensors", "best-*.safetensors"):
         for path in paths.last.glob(name):
             path.unlink()
-    for path in paths.folder.glob(".*.tmp"):  # what a kill left of an interrupted write
-        path.unlink()
+    files.remove_leftovers(paths.last)
+    files.remove_leftovers(paths.folder)
 
 
 def _predict(

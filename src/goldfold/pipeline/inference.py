@@ -1,0 +1,67 @@
+"""Predictions of a finished run for any CSV, from its bundles alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from goldfold.bundle import load_bundle
+from goldfold.config import config_from_dict, read_yaml
+from goldfold.config.schema import Tta
+from goldfold.errors import BadInput
+from goldfold.images import Images, ImageSpec, open_images
+from goldfold.machine import find_machine
+from goldfold.paths import Workspace, find_input
+from goldfold.pipeline.competition import locate_images, read_rows
+from goldfold.pipeline.stages import cache_folder
+from goldfold.predict import predict_images
+from goldfold.records import Predictions, average
+from goldfold.tta import make_views
+
+
+def predict_run(name: str, workspace: Workspace, csv: Path | None, pattern: str | None, out: Path | None) -> Path:
+    """Predict the images of a CSV with every bundle of a run, over its views. Raises BadInput."""
+    paths = workspace.run(name)
+    if not paths.config.exists():
+        raise BadInput(paths.folder, "there is no such run", "train it first")
+    config = config_from_dict(read_yaml(paths.config), paths.config)
+    settings = config.competition
+    if csv is None:
+        if settings.test_csv is None:
+            raise BadInput("--csv", "the competition has no test_csv", "name a CSV")
+        csv = find_input(workspace.root, settings.name, settings.test_csv)
+        pattern = pattern or settings.test_image_path
+    folders = sorted(path.parent for path in paths.folder.glob("fold*/DONE"))
+    if not folders:
+        raise BadInput(paths.folder, "no fold is finished", "goldfold train finishes it")
+    rows = read_rows(csv, settings, [])
+    ids, images = (
+        tuple(rows[settings.id]),
+        locate_images(pattern or settings.image_path, rows, workspace.root, settings, csv),
+    )
+    machine = find_machine(config.train)
+    stores: dict[ImageSpec, Images] = {}
+    parts = []
+    for folder in folders:
+        bundle, model = load_bundle(folder)
+        if bundle.images not in stores:
+            stores[bundle.images] = open_images(
+                cache_folder(config, workspace), ids, images, bundle.images, what=csv.name
+            )
+        model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
+        values = predict_images(
+            model,
+            stores[bundle.images],
+            np.arange(len(ids)),
+            task=bundle.task,
+            views=make_views(Tta(views=bundle.views, merge=bundle.merge)),  # type: ignore[arg-type]
+            how=bundle.merge,
+            batch_size=config.tta.batch_size,
+            machine=machine,
+            what=f"{name} {folder.name}: predicting",
+        )
+        parts.append(Predictions(ids, values, bundle.task.classes, name))
+    out = out or paths.folder / f"predict-{csv.stem}.parquet"
+    average(parts, name).write(out, settings.id)
+    return out

@@ -1,0 +1,122 @@
+"""A run's folder: what it was started with, and what is finished in it."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import goldfold
+from goldfold import files
+from goldfold.config import Config, changed_keys, dump_yaml, read_yaml
+from goldfold.errors import BadInput, some
+from goldfold.machine import Machine
+from goldfold.paths import FoldPaths, RunPaths, Workspace, find_input
+from goldfold.pipeline.competition import CompetitionData
+from goldfold.training import is_done
+
+# Keys that never change what a run computes.
+IRRELEVANT = ("name", "tracking", "train.workers", "input.cache", "input.cache_dir", "tta.batch_size")
+VERSIONS = ("goldfold", "torch", "timm", "albumentations", "numpy", "scikit-learn", "ttach")
+
+
+def digest_inputs(config: Config, data: CompetitionData, workspace: Workspace) -> dict[str, str | None]:
+    """Digests of the files that a run depends on."""
+    weights = config.model.weights if config.model.pretrained else None
+    folds = files.sha256_file(workspace.folds(config.competition.name))
+    teachers = {f"teacher {name}": _teacher_digest(workspace.run(name), folds) for name in config.teacher.runs}
+    return {
+        "train_csv": files.sha256_file(data.train_csv),
+        "test_csv": None if data.test_csv is None else files.sha256_file(data.test_csv),
+        "folds": folds,
+        "weights": None
+        if weights is None
+        else files.sha256_file(find_input(workspace.root, config.competition.name, weights)),
+        **teachers,
+    }
+
+
+def _teacher_digest(paths: RunPaths, folds: str) -> str:
+    if not paths.cv.exists():
+        raise BadInput("teacher.runs", f"the run '{paths.name}' is not finished", "train it first")
+    if files.read_json(paths.record)["inputs"]["folds"] != folds:
+        raise BadInput(
+            "teacher.runs", f"the run '{paths.name}' was trained on other folds", "train it again on these folds"
+        )
+    return files.fingerprint([files.sha256_file(paths.oof), files.sha256_file(paths.cv)])
+
+
+def relevant(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the keys that never change a result."""
+    values = {key: dict(part) if isinstance(part, dict) else part for key, part in config.items()}
+    for dotted in IRRELEVANT:
+        section, _, key = dotted.partition(".")
+        if key:
+            values.get(section, {}).pop(key, None)
+        else:
+            values.pop(section, None)
+    return values
+
+
+def open_run(paths: RunPaths, config: Config, inputs: dict[str, str | None], machine: Machine) -> str:
+    """Make the run's folder, or verify that it holds this very experiment. Returns its fingerprint."""
+    values = config.model_dump(mode="json")
+    fingerprint = files.fingerprint({"config": relevant(values), "inputs": inputs})
+    files.remove_leftovers(paths.folder)
+    if paths.record.exists() and paths.config.exists():
+        record = files.read_json(paths.record)
+        changed = changed_keys(relevant(read_yaml(paths.config)), relevant(values))
+        changed += [f"the file behind {name}" for name in inputs if record["inputs"].get(name) != inputs[name]]
+        if changed or record["fingerprint"] != fingerprint:
+            raise BadInput(
+                paths.folder,
+                f"this run was started with other settings: {some(changed or ['the version of Goldfold'], 10)}",
+                "give the new experiment another name with --run NAME, or delete the folder",
+            )
+        return fingerprint
+    files.write_text(paths.config, dump_yaml(config))
+    files.write_json(
+        paths.record,
+        {
+            "run": config.name,
+            "fingerprint": fingerprint,
+            "inputs": inputs,
+            "leaky": False,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "git": _git_commit(paths.folder),
+            "versions": {name: importlib.metadata.version(name) for name in VERSIONS if name != "goldfold"}
+            | {"goldfold": goldfold.__version__},
+            "machine": machine.describe(),
+            "folds": {},
+        },
+    )
+    return fingerprint
+
+
+def record_fold(paths: RunPaths, name: str, result: dict[str, Any]) -> None:
+    with files.locked(paths.folder):  # other processes may train other folds of this run
+        record = files.read_json(paths.record)
+        record["folds"][name] = result
+        files.write_json(paths.record, record)
+
+
+def fold_folders(paths: RunPaths, config: Config, folds: Sequence[int]) -> list[FoldPaths]:
+    seeds = [None, *config.train.seeds]
+    return [paths.fold(fold, seed) for seed in seeds for fold in folds]
+
+
+def is_whole(paths: RunPaths, config: Config, folds: Sequence[int], fingerprint: str) -> bool:
+    return all(is_done(fold, fingerprint) for fold in fold_folders(paths, config, folds))
+
+
+def _git_commit(folder: Path) -> str | None:
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
