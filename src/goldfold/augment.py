@@ -190,6 +190,26 @@ def make_augmenter(augment: Augment, size: int) -> Augmenter:
     return Augmenter(PRESETS[augment.preset], size, preset=True, where=f"augment.preset {augment.preset}")
 
 
+def try_augmenter(augment: Augment, size: int, stored: int, channels: int) -> None:
+    """Run every transform on made-up images of side ``stored``, whatever its chance. Raises BadInput when one fails."""
+    if augment.train is not None:
+        augment = augment.model_copy(update={"train": tuple(_always(item) for item in augment.train)})
+    # Several images, so that each member of a choice has its turn.
+    noise = np.random.default_rng(0).integers(0, 256, (16, stored, stored, channels), dtype=np.uint8)
+    make_augmenter(augment, size)(noise, seed=0)
+
+
+def _always(item: Item) -> Item:
+    """The transform with a chance of 1 (or 0 where it was); the members of a choice keep theirs, which are weights."""
+    ((name, given),) = item.items()
+    arguments = dict(given or {})
+    if arguments.get("p", 1) > 0:
+        arguments["p"] = 1.0
+    if name == "Sequential":
+        arguments["transforms"] = [_always(member) for member in arguments["transforms"]]
+    return {name: arguments}
+
+
 def centre(images: Pixels, size: int) -> Pixels:
     """What validation and test see: (B, S, S, C) resized to (B, size, size, C), averaged by area where it shrinks.
 

@@ -76,7 +76,7 @@ def read_bundle(folder: Path) -> Bundle:
             images=ImageSpec(**values.pop("images")),
             **values,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(
             path, f"a key is missing or unknown ({error})", "export it with this version of Goldfold"
         ) from None

@@ -21,7 +21,8 @@ Command = Callable[[argparse.Namespace, "Workspace"], int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 success, 1 a failed run, 2 bad input."""
     parser = make_parser()
-    options, rest = parser.parse_known_args(arguments)
+    # Not set_defaults: the parsers share these options, and the command's would overwrite what stands before it.
+    options, rest = parser.parse_known_args(arguments, argparse.Namespace(directory=".", debug=False))
     # argparse cannot take overrides on both sides of an option, so those after one arrive as the rest.
     stray = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(options, "overrides")]
     if stray:
@@ -64,7 +65,6 @@ def make_parser() -> argparse.ArgumentParser:
         description="From folds to a checked submission. Settings are YAML; key.sub=value overrides one.",
         parents=[common],
     )
-    parser.set_defaults(directory=".", debug=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, command: Command, help: str) -> argparse.ArgumentParser:
@@ -130,13 +130,14 @@ def check_command(options: argparse.Namespace, workspace: Workspace) -> int:
 
     if is_pipeline(options.config):
         configs = list(plan_pipeline(options.config, options.overrides)[1].values())
+        made = [str(config.name) for config in configs]
     else:
-        configs = [load_config(options.config, options.overrides)]
+        configs, made = [load_config(options.config, options.overrides)], []
     problems: list[str] = []
     for number, config in enumerate(configs):
         say(f"checking {config.name}")
         # The images are the same for every experiment of a pipeline.
-        found = check_experiment(config, workspace, decode=options.decode and number == 0)
+        found = check_experiment(config, workspace, decode=options.decode and number == 0, made=made)
         problems += [line for line in found if line not in problems]
     for line in problems:
         print(f"goldfold: {line}", file=sys.stderr)

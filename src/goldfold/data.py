@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -20,6 +20,9 @@ from goldfold.images import Images
 from goldfold.records import Floats, Ints, SoftLabels
 from goldfold.seeds import derive_seed
 from goldfold.tasks import Task
+
+B = TypeVar("B")
+TrainBatch = tuple[Tensor, Tensor, Tensor]
 
 
 class LeakError(GoldfoldError):
@@ -109,16 +112,35 @@ class Request:
     seed: int
 
 
-class TrainBatches(Dataset[tuple[Tensor, Tensor, Tensor]]):
+class Batches(Generic[B]):
+    """A loader's batches. An error in a loader process is raised here as itself, not as torch's report of it."""
+
+    def __init__(self, loader: DataLoader[B]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[B]:
+        for batch in self.loader:
+            if isinstance(batch, GoldfoldError):
+                raise batch
+            yield batch
+
+
+class TrainBatches(Dataset[TrainBatch | GoldfoldError]):
     """Batches of (pixels (B, S, S, C) uint8, targets (B, C), weights (B,)), made whole from a Request."""
 
     def __init__(self, examples: Examples, augment: Augmenter) -> None:
         self.examples = examples
         self.augment = augment
 
-    def __getitems__(self, request: Request) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitems__(self, request: Request) -> TrainBatch | GoldfoldError:
         examples = self.examples
-        pixels = self.augment(examples.images.read(examples.rows[request.rows]), request.seed)
+        try:
+            pixels = self.augment(examples.images.read(examples.rows[request.rows]), request.seed)
+        except GoldfoldError as error:
+            return error
         return (
             torch.from_numpy(pixels),
             torch.from_numpy(examples.targets[request.rows]),
@@ -153,9 +175,9 @@ class EpochOrder(Sampler[Request]):
 
 def train_loader(
     examples: Examples, augment: Augmenter, order: EpochOrder, *, workers: int, pin_memory: bool
-) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+) -> Batches[TrainBatch]:
     """Batches in the order's order. The number of workers never changes what they hold."""
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         TrainBatches(examples, augment),
         batch_sampler=order,  # type: ignore[arg-type]  # it yields Requests, which the data set takes whole
         collate_fn=_as_it_is,
@@ -164,9 +186,10 @@ def train_loader(
         persistent_workers=workers > 0,
         worker_init_fn=_start_worker,
     )
+    return Batches(loader)
 
 
-class PlainBatches(Dataset[Tensor]):
+class PlainBatches(Dataset[Tensor | GoldfoldError]):
     """Pixels (B, S, S, C) uint8 of given rows without augmentation, in order."""
 
     def __init__(self, images: Images, rows: Ints, size: int, batch_size: int) -> None:
@@ -176,21 +199,25 @@ class PlainBatches(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> Tensor:
-        return torch.from_numpy(centre(self.images.read(self.batches[number]), self.size))
+    def __getitem__(self, number: int) -> Tensor | GoldfoldError:
+        try:
+            return torch.from_numpy(centre(self.images.read(self.batches[number]), self.size))
+        except GoldfoldError as error:
+            return error
 
 
 def plain_loader(
     images: Images, rows: Ints, size: int, batch_size: int, *, workers: int, pin_memory: bool
-) -> DataLoader[Tensor]:
+) -> Batches[Tensor]:
     batches = PlainBatches(images, rows, size, batch_size)
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         batches,
         batch_size=None,
         num_workers=min(workers, len(batches)),
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
     )
+    return Batches(loader)
 
 
 def class_weights(kind: str, targets: Floats, task: Task) -> Floats | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Iterable
 
 
@@ -9,6 +10,11 @@ class GoldfoldError(Exception):
     """A run failed (exit code 1)."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Subclasses take other arguments than the text they pass on, so pickle's usual way cannot rebuild them; loader
+        # processes send errors so.
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class BadInput(GoldfoldError):

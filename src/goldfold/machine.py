@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import sys
 from dataclasses import dataclass
 
@@ -39,6 +40,12 @@ class Machine:
     def is_main(self) -> bool:
         """Whether this is the first of the processes that a launcher started (or the only one)."""
         return os.environ.get("RANK", "0") == "0"
+
+    def peak_memory_mb(self) -> float:
+        """Of the device on a GPU, else of this process since it began."""
+        if self.device.type == "cuda":
+            return round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
 
     def describe(self) -> dict[str, object]:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"

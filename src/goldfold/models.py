@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -173,7 +175,8 @@ def build_model(spec: ModelSpec, *, weights: Path | None = None, hub: bool = Fal
         options["pretrained_cfg_overlay"] = {"file": str(weights)}
     where = weights if weights is not None else "model.pretrained"
     try:
-        backbone = timm.create_model(spec.backbone, pretrained=weights is not None or hub, **options)
+        with _whole_loads() if weights is not None else nullcontext():
+            backbone = timm.create_model(spec.backbone, pretrained=weights is not None or hub, **options)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         if weights is not None:
             raise BadInput(
@@ -198,6 +201,29 @@ def build_model(spec: ModelSpec, *, weights: Path | None = None, hub: bool = Fal
             "name a file in model.weights, or set model.pretrained=false",
         ) from None
     return Classifier(spec, backbone)
+
+
+@contextmanager
+def _whole_loads() -> Iterator[None]:
+    """Refuse (RuntimeError) tensors that a file lacks or has too many.
+
+    timm leaves the classifier out, and then tells only its log of other tensors that are missing or left over: another
+    network's file, or lite1's in lite0, would go unnoticed.
+    """
+    real = nn.Module.load_state_dict
+
+    def load(module: nn.Module, *arguments: Any, **options: Any) -> Any:
+        result = real(module, *arguments, **options)
+        for what, names in (("lacks", result.missing_keys), ("has too many", result.unexpected_keys)):
+            if names:
+                raise RuntimeError(f"the file {what}: {some(names)}")
+        return result
+
+    nn.Module.load_state_dict = load  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.load_state_dict = real  # type: ignore[method-assign, assignment]
 
 
 def freeze_stages(model: Classifier, stages: int) -> None:

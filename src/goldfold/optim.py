@@ -20,8 +20,9 @@ def make_optimizer(settings: Optim, model: Classifier) -> torch.optim.Optimizer:
     """
     known = list_optimizers()
     name = settings.name.lower()
-    if name.removeprefix("lookahead_") not in known:
-        near = difflib.get_close_matches(name, known, 3)
+    bare = name.removeprefix("lookahead_")
+    if bare not in known:
+        near = difflib.get_close_matches(bare, known, 3)
         raise BadInput(
             "optim.name",
             f"timm has no optimizer '{settings.name}'",
@@ -35,9 +36,12 @@ def make_optimizer(settings: Optim, model: Classifier) -> torch.optim.Optimizer:
         for parameters, decay in ((decayed, settings.weight_decay), (plain, 0.0)):
             if parameters:
                 groups.append({"params": parameters, "weight_decay": decay, "lr_scale": scale})
-    return create_optimizer_v2(
-        groups, opt=settings.name, lr=settings.lr, weight_decay=settings.weight_decay, momentum=settings.momentum
-    )
+    try:
+        return create_optimizer_v2(
+            groups, opt=settings.name, lr=settings.lr, weight_decay=settings.weight_decay, momentum=settings.momentum
+        )
+    except (ValueError, TypeError, ImportError) as error:  # a value that it does not take, or a package that it needs
+        raise BadInput("optim", f"{settings.name} cannot be made ({error})") from error
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from goldfold.config import Config
 from goldfold.demo.digits import prepare_digits
 from goldfold.demo.elpv import prepare_elpv
+from goldfold.demo.picture import draw_result
 from goldfold.demo.weights import convert_lite
 from goldfold.paths import Workspace, shipped_configs
 from goldfold.pipeline.report import summary
 from goldfold.pipeline.run import plan_pipeline, run_pipeline, score, submit
-from goldfold.progress import say
+from goldfold.progress import say, warn
 
 PUBLISHED = (
     "Published for this data (Deitsch et al. 2019, Solar Energy 185, 75/25 split): "
@@ -52,6 +53,12 @@ def run_demo(workspace: Workspace, *, tiny: bool, prepare_only: bool, overrides:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     made = [workspace.run(run).folder for run in outcome.runs]
     made += [workspace.ensemble(ensemble) for ensemble in outcome.ensembles]
+    made += outcome.submissions.values()
+    picture = workspace.submission(name).with_suffix(".png")
+    try:
+        made += [picture] if draw_result(outcome, private, workspace, data, picture) else []
+    except Exception as error:  # an extra: the scores come without it
+        warn(f"{picture.name} could not be drawn ({type(error).__name__}: {error})")
     return "\n".join(
         [
             "",
@@ -62,7 +69,7 @@ def run_demo(workspace: Workspace, *, tiny: bool, prepare_only: bool, overrides:
             *([] if tiny else [PUBLISHED]),
             f"{minutes:.1f} minutes, peak memory {memory:.1f} GB",
             "",
-            *[f"wrote {path}" for path in [*made, *outcome.submissions.values()]],
+            *[f"wrote {path}" for path in made],
         ]
     )
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-from goldfold.augment import make_augmenter
+import torch
+
+from goldfold import files
+from goldfold.augment import make_augmenter, try_augmenter
 from goldfold.config import Config
 from goldfold.errors import BadInput, some
 from goldfold.folds import make_folds
@@ -19,6 +22,7 @@ from goldfold.optim import make_optimizer
 from goldfold.paths import Workspace, find_input
 from goldfold.pipeline.competition import CompetitionData, load_competition, read_rows
 from goldfold.pipeline.run import submission_format
+from goldfold.pipeline.run_folder import teacher_digest
 from goldfold.pipeline.stages import load_folds
 from goldfold.progress import say
 from goldfold.tta import make_views
@@ -42,8 +46,13 @@ class Findings:
             return None
 
 
-def check_experiment(config: Config, workspace: Workspace, decode: bool = True) -> list[str]:
-    """Problems of an experiment, a line each; none when it can be trained and submitted. Writes nothing."""
+def check_experiment(
+    config: Config, workspace: Workspace, decode: bool = True, made: Collection[str] = ()
+) -> list[str]:
+    """Problems of an experiment, a line each; none when it can be trained and submitted. Writes nothing.
+
+    ``made``: runs that the pipeline makes, so that they may be missing still.
+    """
     found = Findings()
     data = found.attempt(lambda: load_competition(config.competition, workspace.root))
     if data is None:
@@ -56,7 +65,9 @@ def check_experiment(config: Config, workspace: Workspace, decode: bool = True) 
             _check_images(config, data, found)
         _check_disk(config, data, workspace, found)
         found.attempt(lambda: _check_model(config, data, workspace))
-    found.attempt(lambda: make_augmenter(config.augment, config.input.size))
+    for name in set(config.teacher.runs) - set(made):
+        found.attempt(lambda name=name: _check_teacher(config, workspace, name))  # type: ignore[misc]
+    found.attempt(lambda: _check_augmentation(config))
     found.attempt(lambda: make_views(config.tta))
     machine = found.attempt(lambda: find_machine(config.train))
     if machine is not None:
@@ -139,8 +150,20 @@ def _check_disk(config: Config, data: CompetitionData, workspace: Workspace, fou
         )
 
 
+def _check_augmentation(config: Config) -> None:
+    make_augmenter(config.augment, config.input.size)
+    # Some transforms fail on real pixels only, such as colour noise on grey images.
+    spec = ImageSpec.from_config(config.input)
+    try_augmenter(config.augment, config.input.size, spec.size, spec.channels)
+
+
+def _check_teacher(config: Config, workspace: Workspace, name: str) -> None:
+    folds = workspace.folds(config.competition.name)
+    teacher_digest(workspace.run(name), files.sha256_file(folds) if folds.exists() else "")
+
+
 def _check_model(config: Config, data: CompetitionData, workspace: Workspace) -> None:
-    """Build the network with its weights, its optimizer and its loss, as training will."""
+    """Build the network with its weights, its optimizer and its loss, as training will, and show it two images."""
     spec = make_spec(config.model, config.input, data.task)
     weights = config.model.weights if config.model.pretrained else None
     path = None if weights is None else find_input(workspace.root, config.competition.name, weights)
@@ -148,6 +171,13 @@ def _check_model(config: Config, data: CompetitionData, workspace: Workspace) ->
     freeze_stages(model, config.model.freeze_stages)
     make_optimizer(config.optim, model)
     make_loss(config.loss, data.task)
+    pixels = torch.zeros(2, spec.size, spec.size, spec.channels, dtype=torch.uint8)
+    try:
+        with torch.inference_mode():
+            model.eval()(model.prepare(pixels))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        what = f"{spec.backbone} fails on images of side {spec.size} ({' '.join(str(error).split())[:200]})"
+        raise BadInput("input.size", what, "try the size that the backbone was made for") from error
     count = sum(parameter.numel() for parameter in model.parameters())
     say(
         f"model: {spec.backbone}, {count / 1e6:.1f} M parameters, weights {path or ('hub' if config.model.pretrained else 'random')}"

@@ -12,7 +12,7 @@ from goldfold import files
 from goldfold.config.schema import Competition
 from goldfold.errors import BadInput, some
 from goldfold.images import locate
-from goldfold.metrics import Metric, get_metric
+from goldfold.metrics import Metric, get_metric, require_task
 from goldfold.paths import find_input
 from goldfold.records import Floats, check_ids
 from goldfold.tasks import Task, encode, make_task
@@ -68,8 +68,7 @@ def load_competition(settings: Competition, root: Path) -> CompetitionData:
         where=train_csv,
     )
     for metric in metrics:
-        if task.name not in metric.tasks:
-            raise BadInput("competition.metric", f"'{metric.name}' does not suit a {task.name} task")
+        require_task(metric, task.name)
     test: pd.DataFrame | None = None
     test_ids: tuple[str, ...] = ()
     test_paths: tuple[Path, ...] = ()

@@ -27,7 +27,7 @@ def digest_inputs(config: Config, data: CompetitionData, workspace: Workspace) -
     """Digests of the files that a run depends on."""
     weights = config.model.weights if config.model.pretrained else None
     folds = files.sha256_file(workspace.folds(config.competition.name))
-    teachers = {f"teacher {name}": _teacher_digest(workspace.run(name), folds) for name in config.teacher.runs}
+    teachers = {f"teacher {name}": teacher_digest(workspace.run(name), folds) for name in config.teacher.runs}
     return {
         "train_csv": files.sha256_file(data.train_csv),
         "test_csv": None if data.test_csv is None else files.sha256_file(data.test_csv),
@@ -39,7 +39,8 @@ def digest_inputs(config: Config, data: CompetitionData, workspace: Workspace) -
     }
 
 
-def _teacher_digest(paths: RunPaths, folds: str) -> str:
+def teacher_digest(paths: RunPaths, folds: str) -> str:
+    """A digest of what a teacher teaches. Raises BadInput unless it is finished, on the folds of that digest."""
     if not paths.cv.exists():
         raise BadInput("teacher.runs", f"the run '{paths.name}' is not finished", "train it first")
     if files.read_json(paths.record)["inputs"]["folds"] != folds:

@@ -32,18 +32,20 @@ from goldfold.training import FoldJob, FoldResult, Recipe, drop_resume_state, is
 
 def load_folds(config: Config, data: CompetitionData, workspace: Workspace, remake: bool = False) -> list[FoldTable]:
     """The competition's fold tables, a table a repeat: made and stored the first time, verified ever after."""
-    return open_folds(
-        workspace.folds(config.competition.name),
-        config.folds,
-        data.train,
-        id_column=config.competition.id,
-        task=data.task,
-        targets=data.targets,
-        target_columns=data.target_columns,
-        group=config.competition.group,
-        train_csv=data.train_csv,
-        remake=remake,
-    )
+    path = workspace.folds(config.competition.name)
+    with files.locked(path.parent):  # another process may be between the table and its record
+        return open_folds(
+            path,
+            config.folds,
+            data.train,
+            id_column=config.competition.id,
+            task=data.task,
+            targets=data.targets,
+            target_columns=data.target_columns,
+            group=config.competition.group,
+            train_csv=data.train_csv,
+            remake=remake,
+        )
 
 
 def train_run(config: Config, workspace: Workspace, only_folds: Sequence[int] = ()) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def _train_alone(job: FoldJob, config: Config, workspace: Workspace, machine: Ma
         if not held:
             raise BadInput(folder, "another process is training this fold", "wait for it, or train another with --fold")
         tracker = WandbRun(
-            config.tracking,
+            config.tracking if machine.is_main else config.tracking.model_copy(update={"wandb": False}),
             project=config.competition.name,
             run=job.run,
             fold=folder.name,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
 import math
-import resource
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from timm.utils import ModelEmaV3
 
 from goldfold import files
@@ -166,7 +167,7 @@ def train_fold(job: FoldJob, machine: Machine, tracker: WandbRun) -> FoldResult:
         record = {"epoch": at.epoch, "step": at.step, "lr": session.optimizer.param_groups[0]["lr"], "loss": train_loss}
         last = at.epoch == train.epochs
         if at.epoch % train.validate_every == 0 or last:
-            scores = _validate(job, machine, session.evaluated)
+            scores = _validate(job, machine, session)
             record |= scores
             _note_score(job, session, scores[job.metrics[0].name])
         rate = seen / max(training_seconds, 1e-9)
@@ -181,12 +182,12 @@ def train_fold(job: FoldJob, machine: Machine, tracker: WandbRun) -> FoldResult:
         seed=job.seed,
         seconds=round(time.monotonic() - started, 3),
         images_per_second=round(seen / training_seconds, 2) if seen else None,
-        peak_memory_mb=_peak_memory(machine),
+        peak_memory_mb=machine.peak_memory_mb(),
     )
 
 
 def train_epoch(job: FoldJob, machine: Machine, session: _Session, loader: Any) -> tuple[float, int]:
-    """One epoch; returns the mean loss and the number of images seen by this process."""
+    """One epoch; returns the mean loss and the number of images seen, of all processes."""
     recipe, at, accelerator = job.recipe, session.progress, session.accelerator
     model, optimizer = session.model, session.optimizer
     session.wrapped.train()
@@ -223,8 +224,8 @@ def train_epoch(job: FoldJob, machine: Machine, session: _Session, loader: Any) 
             if session.ema is not None:
                 session.ema.update(model, step=at.step)
         losses += loss.detach()
-        seen += len(pixels)
-    mean = float(losses) / n_batches
+        seen += len(pixels) * accelerator.num_processes
+    mean = float(accelerator.reduce(losses, "mean")) / n_batches
     if not math.isfinite(mean):
         raise GoldfoldError(
             f"{what}: the loss is {mean}; lower optim.lr, set optim.clip=1, or set train.precision=fp32, then run again"
@@ -236,7 +237,9 @@ def _start(job: FoldJob, machine: Machine) -> _Session:
     recipe = job.recipe
     # accelerate gives ranks and gradient sync. Autocast and loss scaling are entered in the loop, since its settings of
     # them hold for a whole process and members of one pipeline may differ.
-    accelerator = Accelerator(cpu=machine.device.type == "cpu")
+    # The other processes wait while the first predicts, for longer than the 10 minutes that NCCL would give it.
+    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=1))
+    accelerator = Accelerator(cpu=machine.device.type == "cpu", kwargs_handlers=[patience])
     seed_everything(job.seed, job.fold, INIT)
     model = build_model(job.spec, weights=job.weights, hub=recipe.model.pretrained and job.weights is None)
     freeze_stages(model, recipe.model.freeze_stages)
@@ -261,11 +264,15 @@ def _start(job: FoldJob, machine: Machine) -> _Session:
     return _Session(accelerator, model, wrapped, optimizer, ema, scaler, loss)
 
 
-def _validate(job: FoldJob, machine: Machine, model: Classifier) -> dict[str, float | None]:
+def _validate(job: FoldJob, machine: Machine, session: _Session) -> dict[str, float | None]:
     """Scores of a single view; the views of ``tta`` are for the final predictions."""
-    values = _predict(job, machine, model, job.images, job.valid_ids, single_view=True)
-    scores = {metric.name: score(metric, job.task, job.valid_targets, values) for metric in job.metrics}
-    return {name: float(value) if math.isfinite(value) else None for name, value in scores.items()}
+    found: list[Any] = [None]
+    if session.accelerator.is_main_process:
+        values = _predict(job, machine, session.evaluated, job.images, job.valid_ids, single_view=True)
+        scores = {metric.name: score(metric, job.task, job.valid_targets, values) for metric in job.metrics}
+        found = [{name: float(value) if math.isfinite(value) else None for name, value in scores.items()}]
+    # Batch-norm statistics differ between processes; all must agree on when to stop.
+    return broadcast_object_list(found)[0]  # type: ignore[no-any-return]
 
 
 def _note_score(job: FoldJob, session: _Session, value: float | None) -> None:
@@ -357,7 +364,7 @@ def drop_resume_state(paths: FoldPaths) -> None:
     """A finished fold needs no optimizer state; ``last/`` keeps the last epoch's weights."""
     for name in ("state.safetensors", "best-*.safetensors"):
         for path in paths.last.glob(name):
-            path.unlink()
+            path.unlink(missing_ok=True)
     files.remove_leftovers(paths.last)
     files.remove_leftovers(paths.folder)
 
@@ -389,10 +396,3 @@ def _epoch_line(job: FoldJob, record: dict[str, Any], rate: float) -> str:
     shown += [f"{m.name} {record[m.name]:.4f}" for m in job.metrics if record.get(m.name) is not None]
     where = f"{job.run} fold {job.fold}" + (f" seed {job.seed}" if job.paths.folder.name.count("seed") else "")
     return f"{where} epoch {record['epoch']}/{job.recipe.train.epochs}: {', '.join(shown)}, {rate:.0f} img/s"
-
-
-def _peak_memory(machine: Machine) -> float:
-    """Peak memory in MB: of the device on a GPU, else of this process since it began."""
-    if machine.device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(machine.device) / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)

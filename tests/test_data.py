@@ -1,0 +1,240 @@
+"""Rows, their order and their weights; the leak rule; errors out of loader processes."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from goldfold.augment import make_augmenter
+from goldfold.config.schema import Augment, Balance
+from goldfold.data import (
+    EpochOrder,
+    JoinedImages,
+    LeakError,
+    add_soft_labels,
+    blend_soft_labels,
+    class_weights,
+    labelled,
+    plain_loader,
+    rows_of,
+    sampling_weights,
+    train_loader,
+)
+from goldfold.errors import BadInput, GoldfoldError
+from goldfold.images import LazyImages, UnreadableImage
+from goldfold.images.decode import ImageSpec
+from goldfold.records import Floats, Ints, SoftLabels
+from goldfold.tasks import Task
+
+SIZE = 4
+MULTI = Task("multiclass", ("a", "b", "c"))
+BINARY = Task("binary", ("1",), "0")
+
+
+class Painted:
+    """Images whose every pixel is the number in their id."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.ids = tuple(ids)
+        self.shape = (SIZE, SIZE, 1)
+
+    def read(self, rows: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
+        values = np.array([int(self.ids[row][1:]) for row in rows], dtype=np.uint8)
+        return np.broadcast_to(values[:, None, None, None], (len(values), *self.shape)).copy()
+
+
+def names(*numbers: int) -> list[str]:
+    return [f"n{number}" for number in numbers]
+
+
+def soft(ids: Sequence[str], excluded_fold: int, value: float = 0.25) -> SoftLabels:
+    targets = np.full((len(ids), 3), value, dtype=np.float32)
+    return SoftLabels(tuple(ids), targets, np.full(len(ids), 0.5, dtype=np.float32), excluded_fold)
+
+
+def hot(*classes: int) -> Floats:
+    return np.eye(3, dtype=np.float32)[list(classes)]
+
+
+@pytest.mark.parametrize("fold", range(4))
+@pytest.mark.parametrize("excluded", range(4))
+def test_only_the_teacher_that_left_out_a_fold_may_teach_its_student(fold: int, excluded: int) -> None:
+    examples = labelled(Painted(names(1, 2)), names(1, 2), hot(0, 1))
+    labels, training = soft(names(8, 9), excluded), soft(names(2, 1), excluded)
+    if fold == excluded:
+        assert len(add_soft_labels(examples, Painted(names(8, 9)), labels, fold)) == 4
+        assert len(blend_soft_labels(examples, names(1, 2), training, 0.5, fold)) == 2
+        return
+    for attempt in (
+        lambda: add_soft_labels(examples, Painted(names(8, 9)), labels, fold),
+        lambda: blend_soft_labels(examples, names(1, 2), training, 0.5, fold),
+    ):
+        with pytest.raises(LeakError, match=f"left out fold {excluded} may not teach the student of fold {fold}"):
+            attempt()
+
+
+def test_rows_are_found_by_id_and_a_missing_one_is_named() -> None:
+    images = Painted(names(5, 6, 7))
+    assert rows_of(images, names(7, 5)).tolist() == [2, 0]
+    with pytest.raises(GoldfoldError, match="n9"):
+        rows_of(images, names(5, 9))
+
+
+def test_joined_images_read_the_right_rows_of_both_parts() -> None:
+    joined = JoinedImages(Painted(names(1, 2, 3)), Painted(names(10, 20)))
+    assert joined.ids == ("n1", "n2", "n3", "n10", "n20")
+    pixels = joined.read([4, 0, 3, 2, 4])
+    assert pixels.shape == (5, SIZE, SIZE, 1)
+    assert pixels[:, 0, 0, 0].tolist() == [20, 1, 10, 3, 20]
+    assert joined.read([]).shape == (0, SIZE, SIZE, 1)
+
+
+def test_soft_labels_are_joined_by_id_with_their_weights() -> None:
+    examples = labelled(Painted(names(1, 2, 3)), names(3, 1), hot(2, 0))
+    student = add_soft_labels(examples, Painted(names(10, 20, 30)), soft(names(30, 10), 0), 0)
+    assert student.images.read(student.rows)[:, 0, 0, 0].tolist() == [3, 1, 30, 10]
+    assert student.weights.tolist() == [1, 1, 0.5, 0.5]
+    assert student.targets[:2].tolist() == hot(2, 0).tolist()
+    assert (student.targets[2:] == 0.25).all()
+
+
+def test_blended_targets_are_matched_by_id() -> None:
+    examples = labelled(Painted(names(1, 2)), names(1, 2), hot(0, 1))
+    teacher = SoftLabels(("n2", "n1"), hot(1, 2), np.ones(2, dtype=np.float32), 0)
+    blended = blend_soft_labels(examples, names(1, 2), teacher, 0.25, 0)
+    assert blended.targets.tolist() == [[0.75, 0, 0.25], [0, 1, 0]]
+    assert blended.targets.dtype == np.float32
+    with pytest.raises(BadInput, match="n1"):
+        blend_soft_labels(examples, names(1, 2), SoftLabels(("n2",), hot(1), np.ones(1, dtype=np.float32), 0), 0.5, 0)
+
+
+def epoch(order: EpochOrder, number: int) -> list[tuple[list[int], int]]:
+    order.epoch = number
+    return [(request.rows.tolist(), request.seed) for request in order]
+
+
+def test_an_epochs_order_is_a_pure_function_of_seed_and_epoch() -> None:
+    order = EpochOrder(20, 4, 3, 1)
+    first, second = epoch(order, 0), epoch(order, 1)
+    assert first != second
+    assert epoch(order, 0) == first
+    assert epoch(EpochOrder(20, 4, 3, 1), 1) == second
+    assert epoch(EpochOrder(20, 4, 3, 2), 0) != first
+    assert len({seed for _, seed in first + second}) == 10
+
+
+def test_an_epoch_shows_every_row_once_but_for_those_that_fill_no_batch() -> None:
+    order = EpochOrder(22, 4, 0)
+    assert len(order) == 5
+    shown = [row for rows, _ in epoch(order, 0) for row in rows]
+    assert len(shown) == len(set(shown)) == 20
+    ever = {row for number in range(8) for rows, _ in epoch(order, number) for row in rows}
+    assert ever == set(range(22))
+    assert sorted(epoch(EpochOrder(3, 8, 0), 0)[0][0]) == [0, 1, 2]
+
+
+def test_the_ranks_share_out_each_global_batch() -> None:
+    alone = epoch(EpochOrder(26, 6, 5), 2)
+    ranks = [epoch(EpochOrder(26, 3, 5, rank=rank, world=2), 2) for rank in (0, 1)]
+    assert len(alone) == len(ranks[0]) == len(ranks[1]) == 4
+    for whole, first, second in zip(alone, *ranks, strict=True):
+        assert sorted(whole[0]) == sorted(first[0] + second[0])
+        assert len(first[0]) == len(second[0]) == 3
+        assert first[1] != second[1]  # their augmentation differs
+
+
+@pytest.mark.parametrize("task", [MULTI, BINARY])
+def test_oversampling_shows_each_class_equally_often(task: Task) -> None:
+    classes = np.array([0] * 80 + [1] * 15 + [2] * 5)
+    targets = np.eye(3, dtype=np.float32)[classes] if task is MULTI else (classes == 2).astype(np.float32)[:, None]
+    assert sampling_weights(Balance(), targets, task) is None
+    weights = sampling_weights(Balance(sampling="oversample"), targets, task)
+    order = EpochOrder(100, 10, 0, weights=weights)
+    shown = np.array([row for number in range(200) for rows, _ in epoch(order, number) for row in rows])
+    groups = 3 if task is MULTI else 2
+    labels = classes[shown] if task is MULTI else (classes[shown] == 2).astype(int)
+    assert np.abs(np.bincount(labels) / len(labels) - 1 / groups).max() < 0.02
+
+
+def test_oversampling_knows_rows_of_several_labels_and_of_none() -> None:
+    targets = np.array([[1, 0], [1, 0], [1, 1], [0, 0]], dtype=np.float32)
+    weights = sampling_weights(Balance(sampling="oversample"), targets, Task("multilabel", ("a", "b")))
+    assert weights is not None
+    assert np.allclose(weights, [1 / 3, 1 / 3, 1, 1 / 4])
+
+
+def test_class_weights_are_the_published_formulas() -> None:
+    targets = hot(*[0] * 6, *[1] * 3, 2)
+    count = np.array([6.0, 3.0, 1.0])
+    inverse = class_weights("inverse", targets, MULTI)
+    effective = class_weights("effective", targets, MULTI)
+    assert inverse is not None
+    assert effective is not None
+    expected = (1 - 0.999) / (1 - 0.999**count)
+    assert np.allclose(inverse / inverse[0], count[0] / count)
+    assert np.allclose(effective / effective[0], expected / expected[0])
+    for weights in (inverse, effective):  # the mean loss keeps its size
+        assert (targets @ weights).mean() == pytest.approx(1)
+    assert class_weights("none", targets, MULTI) is None
+    assert class_weights("inverse", targets, Task("regression", ("y",))) is None
+
+
+def test_a_binary_class_weighs_its_positives_against_its_negatives() -> None:
+    targets = np.array([[1], [0], [0], [0]], dtype=np.float32)
+    assert class_weights("inverse", targets, BINARY) == pytest.approx([3.0])
+    absent = class_weights("inverse", np.zeros((4, 1), dtype=np.float32), BINARY)
+    assert absent is not None
+    assert np.isfinite(absent).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_hold_what_was_asked_for_whatever_the_workers(workers: int) -> None:
+    images = Painted(names(*range(10)))
+    examples = labelled(images, images.ids, np.eye(10, dtype=np.float32))
+    order = EpochOrder(10, 4, 0)
+    loader = train_loader(
+        examples, make_augmenter(Augment(preset="none"), SIZE), order, workers=workers, pin_memory=False
+    )
+    assert len(loader) == 2
+    for pixels, targets, weights in loader:
+        assert pixels.shape == (4, SIZE, SIZE, 1)
+        assert pixels[:, 0, 0, 0].tolist() == targets.argmax(dim=1).tolist()
+        assert weights.tolist() == [1, 1, 1, 1]
+    rows: Ints = np.array([7, 1, 3, 2, 9])
+    plain = plain_loader(images, rows, SIZE, 2, workers=workers, pin_memory=False)
+    assert [int(value) for pixels in plain for value in pixels[:, 0, 0, 0]] == rows.tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_loader_process_arrives_as_it_was_raised(workers: int, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"broken")
+    spec = ImageSpec(SIZE, 3, "squash", "area", "full")
+    images = LazyImages(["a"], [tmp_path / "a.png"], spec)
+    with pytest.raises(UnreadableImage, match=r"a\.png") as plain:
+        list(plain_loader(images, np.zeros(1, dtype=np.int64), SIZE, 1, workers=workers, pin_memory=False))
+    examples = labelled(images, ["a"], hot(0))
+    augmenter = make_augmenter(Augment(), SIZE)
+    with pytest.raises(UnreadableImage) as train:
+        list(train_loader(examples, augmenter, EpochOrder(1, 1, 0), workers=workers, pin_memory=False))
+    for caught in (plain, train):
+        assert caught.value.exit_code == 2
+        assert len(str(caught.value).splitlines()) == 1
+        assert caught.value.path == tmp_path / "a.png"
+
+
+def test_errors_survive_pickling() -> None:
+    for error in (
+        BadInput("here", "is wrong", "mend it"),
+        UnreadableImage(Path("a.png"), "is torn"),
+        GoldfoldError("failed"),
+        LeakError("leak"),
+    ):
+        back = pickle.loads(pickle.dumps(error))
+        assert type(back) is type(error)
+        assert str(back) == str(error)
+        assert vars(back) == vars(error)
