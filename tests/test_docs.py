@@ -35,39 +35,50 @@ MINIMAL = {
 
 @dataclass(frozen=True)
 class Block:
-    """A code block of a page; ``language`` is empty for an indented one."""
+    """A code block of a page; ``language`` is empty for an indented one, ``before`` is the paragraph above it."""
 
     page: Path
     line: int
     language: str
     text: str
+    before: str = ""
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     @property
     def file(self) -> str | None:
-        """The path that a block's first line names as a comment: the block is that whole file."""
+        """The path of a block that is a whole file: its first line as a comment, or the last name in the text above."""
         found = re.match(r"# (\S+\.yaml)\n", self.text)
-        return found.group(1) if found else None
+        if found:
+            return found.group(1)
+        if not re.search(r"^(extends|rounds):", self.text, re.MULTILINE):
+            return None
+        named = re.findall(r"`(configs/\S+\.yaml)`", self.before)
+        assert named, f"{self}: say which file this is, in a comment on its first line"
+        return str(named[-1])
 
 
 def blocks(page: Path) -> list[Block]:
-    """Fenced and indented code blocks; a paragraph's continuation in a list is not indented by four."""
+    """Fenced blocks, and each indented line as a block of its own."""
     found: list[Block] = []
     language: str | None = None
     start, lines = 0, list[str]()
-    for number, line in enumerate([*page.read_text(encoding="utf-8").splitlines(), ""], 1):
+    before, ended = "", True
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         fence = re.match(r"```(\w*)", line)
         if fence and language is None:
             language, start, lines = fence.group(1), number + 1, []
         elif fence:
-            found.append(Block(page, start, language or "", "\n".join([*lines, ""])))
-            language = None
+            found.append(Block(page, start, language or "", "\n".join([*lines, ""]), before))
+            language, before = None, ""
         elif language is not None:
             lines.append(line)
         elif line.startswith("    "):
             found.append(Block(page, number, "", line.strip()))
+        elif line:
+            before = line if ended else f"{before}\n{line}"
+        ended = not line
     assert language is None, f"{page}: a code block does not end"
     return found
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -108,18 +109,21 @@ def test_a_loss_that_explodes_ends_the_run_with_one_line(project: Path, capsys: 
 
 def test_processes_that_make_the_folds_at_once_agree(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One may look while another is between the table and its record."""
-    real = files.write_json
+    real, between = files.write_json, threading.Event()
 
     def slow(path: Path, value: object) -> None:
+        between.set()
         time.sleep(0.3)
         real(path, value)
 
     monkeypatch.setattr(files, "write_json", slow)
     config = load_config(Path(CONFIG))
     data = load_competition(config.competition, project)
-    with ThreadPoolExecutor(2) as pool:
-        made = [pool.submit(load_folds, config, data, Workspace(project)) for _ in range(2)]
-        first, second = (future.result()[0] for future in made)
+    with ThreadPoolExecutor(1) as pool:
+        making = pool.submit(load_folds, config, data, Workspace(project))
+        assert between.wait(10)
+        second = load_folds(config, data, Workspace(project))[0]
+        first = making.result()[0]
     assert (first.fold == second.fold).all()
 
 
