@@ -194,7 +194,7 @@ def test_a_harmless_change_of_the_train_csv_is_accepted_when_asked(project: Path
         (["ensemble", "nobody", "--name", "x"], ["runs/nobody", "there is no such run"]),
         (["train", "none.yaml"], ["none.yaml", "does not exist"]),
         (["run", "none.yaml"], ["none.yaml", "does not exist"]),
-        (["run", CONFIG], ["configs/tiny.yaml", "unknown key 'competition'"]),
+        (["run", CONFIG], ["configs/tiny.yaml", "this is no pipeline"]),
         (["train", CONFIG, "--run", "../x"], ["'name'", "../x"]),
         (["score", "none.csv", "data/tiny/solution.csv", CONFIG], ["none.csv", "does not exist"]),
     ],

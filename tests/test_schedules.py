@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -15,7 +16,7 @@ def test_warmup_is_linear_and_meets_the_schedule_without_a_jump() -> None:
     factors = [lr_factor(schedule, step, 50, 5) for step in range(50)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert factors[9] == 1.0
-    assert max(abs(a - b) for a, b in zip(factors[9:], factors[10:], strict=False)) < 0.05
+    assert max(abs(a - b) for a, b in itertools.pairwise(factors[9:])) < 0.05
     assert factors[-1] == pytest.approx(0.1)
 
 

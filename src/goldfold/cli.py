@@ -81,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     demo = add("demo", demo_command, "prepare the embedded competition and run it to a scored submission")
     demo.add_argument("--tiny", action="store_true", help="scikit-learn's digits, random weights, no download")
     demo.add_argument("--prepare", action="store_true", help="only lay out the data, weights and configurations")
+    demo.add_argument("--no-photographs", dest="photographs", action="store_false", help="draw the scores alone")
     demo.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the files")
     check = add_config("check", check_command, "find everything that could fail later (CONFIG may be a pipeline)")
     check.add_argument("--no-decode", dest="decode", action="store_false", help="do not decode the images")
@@ -118,7 +119,15 @@ def make_parser() -> argparse.ArgumentParser:
 def demo_command(options: argparse.Namespace, workspace: Workspace) -> int:
     from goldfold.demo.play import run_demo
 
-    print(run_demo(workspace, tiny=options.tiny, prepare_only=options.prepare, overrides=options.overrides))
+    print(
+        run_demo(
+            workspace,
+            tiny=options.tiny,
+            prepare_only=options.prepare,
+            photographs=options.photographs,
+            overrides=options.overrides,
+        )
+    )
     return 0
 
 
@@ -141,7 +150,7 @@ def check_command(options: argparse.Namespace, workspace: Workspace) -> int:
         problems += [line for line in found if line not in problems]
     for line in problems:
         print(f"goldfold: {line}", file=sys.stderr)
-    print(f"{len(problems)} problems" if problems else "no problems found")
+    print(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "no problems found")
     return 2 if problems else 0
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -171,12 +169,15 @@ def build_model(spec: ModelSpec, *, weights: Path | None = None, hub: bool = Fal
     if backbone_defaults(spec.backbone).get("fixed_input_size"):
         options["img_size"] = spec.size
     if weights is not None:
-        check_weights_file(weights)
-        options["pretrained_cfg_overlay"] = {"file": str(weights)}
+        # timm checks a file strictly only when its classifier fits; so the network is made with the file's own number of
+        # classes, and the classifier is dropped afterwards. Another network's file would be loaded in part otherwise.
+        options["num_classes"] = _classes_in(weights, backbone_defaults(spec.backbone))
+        overlay = {"file": str(weights), "num_classes": options["num_classes"], "label_offset": 0}
+        options["pretrained_cfg_overlay"] = overlay
     where = weights if weights is not None else "model.pretrained"
     try:
-        with _whole_loads() if weights is not None else nullcontext():
-            backbone = timm.create_model(spec.backbone, pretrained=weights is not None or hub, **options)
+        backbone = timm.create_model(spec.backbone, pretrained=weights is not None or hub, **options)
+        backbone.reset_classifier(0)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         if weights is not None:
             raise BadInput(
@@ -203,27 +204,15 @@ def build_model(spec: ModelSpec, *, weights: Path | None = None, hub: bool = Fal
     return Classifier(spec, backbone)
 
 
-@contextmanager
-def _whole_loads() -> Iterator[None]:
-    """Refuse (RuntimeError) tensors that a file lacks or has too many.
-
-    timm leaves the classifier out, and then tells only its log of other tensors that are missing or left over: another
-    network's file, or lite1's in lite0, would go unnoticed.
-    """
-    real = nn.Module.load_state_dict
-
-    def load(module: nn.Module, *arguments: Any, **options: Any) -> Any:
-        result = real(module, *arguments, **options)
-        for what, names in (("lacks", result.missing_keys), ("has too many", result.unexpected_keys)):
-            if names:
-                raise RuntimeError(f"the file {what}: {some(names)}")
-        return result
-
-    nn.Module.load_state_dict = load  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.load_state_dict = real  # type: ignore[method-assign, assignment]
+def _classes_in(weights: Path, defaults: dict[str, Any]) -> int:
+    """The number of classes of the classifier in a weights file; 0 when it holds none. Raises BadInput."""
+    names = check_weights_file(weights)
+    classifier = defaults.get("classifier") or ()
+    first = classifier if isinstance(classifier, str) else next(iter(classifier), "")
+    if f"{first}.weight" not in names:
+        return 0
+    with safetensors.safe_open(weights, framework="pt") as file:
+        return int(file.get_slice(f"{first}.weight").get_shape()[0])
 
 
 def freeze_stages(model: Classifier, stages: int) -> None:

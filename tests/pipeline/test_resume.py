@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from tests.pipeline.competitions import make_competition
 
 # Imports everything once, then forks a child for each attempt, before torch has started a thread.

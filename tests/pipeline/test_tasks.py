@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tests.pipeline.competitions import make_competition
 
 from goldfold.cli import main
+from tests.pipeline.competitions import make_competition
 
 # What a network must reach to show that it learnt from the right rows; chance in brackets.
 BARS = {

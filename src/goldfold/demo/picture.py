@@ -70,12 +70,18 @@ class Shelf:
 
 
 def draw_result(
-    outcome: Outcome, private: Mapping[str, Mapping[str, float | None]], workspace: Workspace, data: Path, path: Path
+    outcome: Outcome,
+    private: Mapping[str, Mapping[str, float | None]],
+    workspace: Workspace,
+    data: Path,
+    path: Path,
+    photographs: bool = True,
 ) -> bool:
     """Write the picture of a finished demo to ``path`` (PNG, 1400 x 800); returns whether it was written.
 
     ``private``: scores on the held-back labels, by run or ensemble; ``data``: the competition's folder, whose
-    solution.csv is read here. Without matplotlib there is only a line that says so.
+    solution.csv is read here. Without ``photographs`` it is the scores alone, half as wide, free of the data's licence.
+    Without matplotlib there is only a line that says so.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -85,21 +91,22 @@ def draw_result(
         return False
     config = next(iter(outcome.configs.values()))
     competition = load_competition(config.competition, workspace.root)
-    source = [*outcome.runs, *outcome.ensembles][-1]
-    positive = _positive(competition)
-    shelves = _shelves(competition, _test_predictions(source, outcome, workspace), data / "solution.csv", positive)
-
     figure = Figure(figsize=(14, 8), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    _draw_title(figure, competition, config)
+    _draw_title(figure, competition, config, photographs)
     published = PUBLISHED.get(config.competition.name, {})
     rows = score_rows(outcome, private)
     published = published if any(row.private.get("accuracy") is not None for row in rows) else {}
     _draw_scores(figure, competition, rows, bottom=0.40 if published else 0.22)
     if published:
         _draw_published(figure, rows, published)
-    _draw_sheet(figure, competition, shelves, source, positive)
-    files.write_atomic(path, lambda temporary: _save(figure, temporary))
+    if photographs:
+        source = [*outcome.runs, *outcome.ensembles][-1]
+        positive = _positive(competition)
+        shelves = _shelves(competition, _test_predictions(source, outcome, workspace), data / "solution.csv", positive)
+        _draw_sheet(figure, competition, shelves, source, positive)
+    width = 14 * DPI if photographs else 7 * DPI
+    files.write_atomic(path, lambda temporary: _save(figure, temporary, width))
     return True
 
 
@@ -204,18 +211,15 @@ def _test_predictions(source: str, outcome: Outcome, workspace: Workspace) -> Pr
     return Predictions.read(workspace.run(source).test, source)
 
 
-def _draw_title(figure: Any, competition: CompetitionData, config: Config) -> None:
+def _draw_title(figure: Any, competition: CompetitionData, config: Config, wide: bool) -> None:
     name = competition.settings.name
-    figure.text(0.02, 0.955, TITLES.get(name, name), fontsize=16, fontweight="bold")
-    figure.text(
-        0.02,
-        0.92,
-        f"{len(competition.ids):,} labelled training images, {len(competition.test_ids):,} test images whose labels were "
-        f"held back until the end; {config.folds.n} folds",
-        fontsize=10.5,
-        color=GREY,
-    )
-    figure.text(0.98, 0.012, SOURCES.get(name, ""), fontsize=9, color=GREY, ha="right")
+    title = TITLES.get(name, name)
+    counts = f"{len(competition.ids):,} labelled training images in {config.folds.n} folds, {len(competition.test_ids):,} test images"
+    if wide:
+        counts += " whose labels were held back until the end"
+        figure.text(0.98, 0.012, SOURCES.get(name, ""), fontsize=9, color=GREY, ha="right")
+    figure.text(0.02, 0.955, title if wide else title.split("?")[0], fontsize=16 if wide else 14, fontweight="bold")
+    figure.text(0.02, 0.92, counts, fontsize=10.5, color=GREY)
 
 
 def _draw_scores(figure: Any, competition: CompetitionData, rows: Sequence[Scores], bottom: float) -> None:
@@ -343,9 +347,9 @@ def _plain_axis(axes: Any) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Any, path: Path, width: int) -> None:
     figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    pixels = np.asarray(figure.canvas.buffer_rgba())[:, :width, :3]
     # A palette that spans all colours keeps the few marks' own; the default would spend it on the greys.
     small = Image.fromarray(pixels).quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     small.save(path, format="png", optimize=True)

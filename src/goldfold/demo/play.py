@@ -24,7 +24,9 @@ PUBLISHED = (
 )
 
 
-def run_demo(workspace: Workspace, *, tiny: bool, prepare_only: bool, overrides: Sequence[str]) -> str:
+def run_demo(
+    workspace: Workspace, *, tiny: bool, prepare_only: bool, photographs: bool, overrides: Sequence[str]
+) -> str:
     """Lay out the data, run ``configs/<name>/pipeline.yaml``, score what it submits; returns the report.
 
     Only here, after the pipeline has ended, are the held-back labels read, by the same code as ``goldfold score``.
@@ -56,7 +58,7 @@ def run_demo(workspace: Workspace, *, tiny: bool, prepare_only: bool, overrides:
     made += outcome.submissions.values()
     picture = workspace.submission(name).with_suffix(".png")
     try:
-        made += [picture] if draw_result(outcome, private, workspace, data, picture) else []
+        made += [picture] if draw_result(outcome, private, workspace, data, picture, photographs) else []
     except Exception as error:  # an extra: the scores come without it
         warn(f"{picture.name} could not be drawn ({type(error).__name__}: {error})")
     return "\n".join(

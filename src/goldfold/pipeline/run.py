@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from goldfold import files
-from goldfold.config import Config, Pipeline, config_from_dict, load_config, load_pipeline, read_yaml
+from goldfold.config import Config, Pipeline, config_from_dict, is_pipeline, load_config, load_pipeline, read_yaml
 from goldfold.config.schema import BlendMethod, DistillRound, EnsembleRound, PseudoLabelRound, TrainRound
 from goldfold.ensemble import load_member, make_ensemble
 from goldfold.errors import BadInput, some
@@ -44,6 +44,8 @@ def plan_pipeline(path: Path, overrides: Sequence[str] = ()) -> tuple[Pipeline, 
     Raises BadInput on doubled names, references to what no earlier round makes, and experiments that differ in their
     competition or folds.
     """
+    if not is_pipeline(path):
+        raise BadInput(path, "this is no pipeline: it has no 'rounds'", "an experiment is run by goldfold train")
     pipeline = load_pipeline(path)
     configs: dict[str, Config] = {}
     made: dict[str, str] = {}

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from goldfold import files
 from goldfold.config import Config
 from goldfold.data import Examples, add_soft_labels, blend_soft_labels, labelled
-from goldfold.errors import BadInput, some
+from goldfold.errors import BadInput, GoldfoldError, some
 from goldfold.folds import open_folds
 from goldfold.images import Images, ImageSpec, open_images
 from goldfold.machine import Machine, find_machine
@@ -23,7 +24,7 @@ from goldfold.models import ModelSpec, make_spec
 from goldfold.paths import FoldPaths, RunPaths, Workspace, find_input
 from goldfold.pipeline.competition import CompetitionData, load_competition
 from goldfold.pipeline.run_folder import digest_inputs, fold_folders, is_whole, open_run, record_fold
-from goldfold.progress import say
+from goldfold.progress import say, warn
 from goldfold.records import FoldTable, Predictions, average, concatenate
 from goldfold.rounds import distill_labels, pseudo_labels
 from goldfold.tracking import WandbRun
@@ -109,6 +110,11 @@ def _train_alone(job: FoldJob, config: Config, workspace: Workspace, machine: Ma
         )
         try:
             return train_fold(job, machine, tracker)
+        except torch.OutOfMemoryError as error:
+            raise GoldfoldError(
+                f"{folder}: the GPU's memory is full; halve train.batch_size and double train.accumulate for the same "
+                "effective batch, or lower input.size"
+            ) from error
         finally:
             tracker.finish()
 
@@ -178,6 +184,10 @@ def _taught(
         say(f"{config.name} fold {fold}: {len(soft.ids)} of {len(data.test_ids)} test images pseudo-labelled")
         if soft.ids:
             examples = add_soft_labels(examples, test_images, soft, fold)
+        else:
+            warn(
+                f"{config.name} fold {fold}: no image reaches teacher.min_prob={teacher.min_prob}; it trains without any"
+            )
     return examples
 
 

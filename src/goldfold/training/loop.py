@@ -228,7 +228,8 @@ def train_epoch(job: FoldJob, machine: Machine, session: _Session, loader: Any) 
     mean = float(accelerator.reduce(losses, "mean")) / n_batches
     if not math.isfinite(mean):
         raise GoldfoldError(
-            f"{what}: the loss is {mean}; lower optim.lr, set optim.clip=1, or set train.precision=fp32, then run again"
+            f"{what}: the loss is {mean}; lower optim.lr, set optim.clip=1 or train.precision=fp32, and start a new run "
+            "(delete the run's folder or name another)"
         )
     return mean, seen
 
