@@ -44,8 +44,10 @@ def predict_images(
         prepared = model.prepare(pixels.to(machine.device, non_blocking=True), machine.memory_format)
         merged = []
         for view in views:
+            # Turning an image may change its memory format, and convolutions would pay for it.
+            seen = view(prepared).contiguous(memory_format=machine.memory_format)
             with machine.autocast():
-                logits = model(view(prepared))
+                logits = model(seen)
             merged.append(model.probabilities(logits))
         parts.append(merge(merged, how).cpu())
     model.train(was_training)
