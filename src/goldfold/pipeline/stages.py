@@ -68,12 +68,14 @@ def train_run(config: Config, workspace: Workspace, only_folds: Sequence[int] = 
         fingerprint = open_run(paths, config, inputs, machine)
     jobs = [(fold, seed) for seed in (config.train.seed, *config.train.seeds) for fold in only_folds or folds]
 
-    if not is_whole(paths, config, folds, fingerprint) or only_folds:
+    for done in fold_folders(paths, config, folds):
+        if is_done(done, fingerprint):
+            drop_resume_state(done)  # a kill may have come between the fold's end and this
+    if not is_whole(paths, config, folds, fingerprint):
         train_images, test_images = _images(config, data, workspace)
         for fold, seed in jobs:
             fold_paths = paths.fold(fold, None if seed == config.train.seed else seed)
             if is_done(fold_paths, fingerprint):
-                drop_resume_state(fold_paths)
                 say(f"{config.name} {fold_paths.folder.name}: finished before, skipped")
                 continue
             table = next(table for table in tables if fold in table.folds)
