@@ -42,6 +42,7 @@ class Painted:
     def __init__(self, ids: Sequence[str]) -> None:
         self.ids = tuple(ids)
         self.shape = (SIZE, SIZE, 1)
+        self.digest = "numbered"
 
     def read(self, rows: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
         values = np.array([int(self.ids[row][1:]) for row in rows], dtype=np.uint8)

@@ -93,6 +93,7 @@ class JoinedImages:
         self._parts = (first, second)
         self.ids = (*first.ids, *second.ids)
         self.shape = first.shape
+        self.digest = None if first.digest is None or second.digest is None else f"{first.digest} {second.digest}"
 
     def read(self, rows: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
         rows = np.asarray(rows, dtype=np.int64)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from goldfold.cli import main
 from tests.pipeline.competitions import make_competition
@@ -70,6 +71,16 @@ def test_a_finished_run_is_skipped_and_a_changed_one_refused(project: Path, caps
     assert "train.batch_size" in line
     assert "--run" in line
     assert main(["train", str(config), "train.epochs=1", "optim.lr=0.5", "--run", "other", "train.batch_size=4"]) == 0
+
+
+def test_changed_images_are_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_competition(project)
+    assert main(["train", str(config), "train.epochs=1"]) == 0
+    name = pd.read_csv(project / "data/tiny/train.csv", dtype=str)["id"][0]
+    Image.new("RGB", (24, 24), "white").save(project / f"data/tiny/images/{name}.png")
+    capsys.readouterr()
+    assert main(["train", str(config), "train.epochs=1"]) == 2
+    assert "train images (their bytes)" in capsys.readouterr().err
 
 
 def test_one_fold_at_a_time(project: Path) -> None:

@@ -218,7 +218,13 @@ def _draw_title(figure: Any, competition: CompetitionData, config: Config, wide:
     if wide:
         counts += " whose labels were held back until the end"
         figure.text(0.98, 0.012, SOURCES.get(name, ""), fontsize=9, color=GREY, ha="right")
-    figure.text(0.02, 0.955, title if wide else title.split("?")[0], fontsize=16 if wide else 14, fontweight="bold")
+    figure.text(
+        0.02,
+        0.955,
+        title if wide else title.replace("? Electroluminescence photographs", "?"),
+        fontsize=16 if wide else 14,
+        fontweight="bold",
+    )
     figure.text(0.02, 0.92, counts, fontsize=10.5, color=GREY)
 
 

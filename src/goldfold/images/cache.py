@@ -48,6 +48,11 @@ class Images(Protocol):
     @property
     def shape(self) -> tuple[int, int, int]: ...
 
+    @property
+    def digest(self) -> str | None:
+        """Changes with any image's bytes; None where the bytes were not read."""
+        ...
+
     def read(self, rows: Rows) -> Pixels:
         """(B, S, S, C) uint8, a fresh array that the caller may change. Raises IndexError for an unknown row."""
         ...
@@ -73,6 +78,7 @@ class StoredImages:
         self.shape: tuple[int, int, int] = (size, size, channels)
         if not whole or pixels.dtype != np.uint8 or pixels.shape != (len(self.ids), *self.shape):
             raise BadInput(folder, "images.npy is not what index.json says", "delete the folder and run again")
+        self.digest: str | None = folder.name
         # A plain view: np.memmap costs time at every indexing.
         self._pixels: Pixels = pixels.view(np.ndarray)
 
@@ -90,6 +96,7 @@ class LazyImages:
     def __init__(self, ids: Sequence[str], paths: Sequence[Path], spec: ImageSpec) -> None:
         self.ids: tuple[str, ...] = tuple(ids)
         self.shape: tuple[int, int, int] = spec.shape
+        self.digest: str | None = None
         self._paths = tuple(paths)
         self._spec = spec
 

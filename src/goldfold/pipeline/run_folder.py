@@ -13,6 +13,7 @@ import goldfold
 from goldfold import files
 from goldfold.config import Config, changed_keys, dump_yaml, read_yaml
 from goldfold.errors import BadInput, some
+from goldfold.images import Images
 from goldfold.machine import Machine
 from goldfold.paths import FoldPaths, RunPaths, Workspace, find_input
 from goldfold.pipeline.competition import CompetitionData
@@ -20,11 +21,14 @@ from goldfold.training import is_done
 
 # Keys that never change what a run computes.
 IRRELEVANT = ("name", "tracking", "train.workers", "input.cache", "input.cache_dir", "tta.batch_size")
+IMAGES = ("train_images", "test_images")
 VERSIONS = ("goldfold", "torch", "timm", "albumentations", "numpy", "scikit-learn", "ttach")
 
 
-def digest_inputs(config: Config, data: CompetitionData, workspace: Workspace) -> dict[str, str | None]:
-    """Digests of the files that a run depends on."""
+def digest_inputs(
+    config: Config, data: CompetitionData, workspace: Workspace, train_images: Images, test_images: Images | None
+) -> dict[str, str | None]:
+    """Digests of the files that a run depends on; None for images that are decoded at each read."""
     weights = config.model.weights if config.model.pretrained else None
     folds = files.sha256_file(workspace.folds(config.competition.name))
     teachers = {f"teacher {name}": teacher_digest(workspace.run(name), folds) for name in config.teacher.runs}
@@ -35,6 +39,8 @@ def digest_inputs(config: Config, data: CompetitionData, workspace: Workspace) -
         "weights": None
         if weights is None
         else files.sha256_file(find_input(workspace.root, config.competition.name, weights)),
+        "train_images": train_images.digest,
+        "test_images": None if test_images is None else test_images.digest,
         **teachers,
     }
 
@@ -65,12 +71,20 @@ def relevant(config: dict[str, Any]) -> dict[str, Any]:
 def open_run(paths: RunPaths, config: Config, inputs: dict[str, str | None], machine: Machine) -> str:
     """Make the run's folder, or verify that it holds this very experiment. Returns its fingerprint."""
     values = config.model_dump(mode="json")
-    fingerprint = files.fingerprint({"config": relevant(values), "inputs": inputs})
+    # Images take no part, as their digests are unknown without a store, which may be switched on or off.
+    named = {name: digest for name, digest in inputs.items() if name not in IMAGES}
+    fingerprint = files.fingerprint({"config": relevant(values), "inputs": named})
     files.remove_leftovers(paths.folder)
     if paths.record.exists() and paths.config.exists():
         record = files.read_json(paths.record)
         changed = changed_keys(relevant(read_yaml(paths.config)), relevant(values))
-        changed += [f"the file behind {name}" for name in inputs if record["inputs"].get(name) != inputs[name]]
+        known = record["inputs"]
+        changed += [f"the file behind {name}" for name in named if known.get(name) != inputs[name]]
+        changed += [
+            f"{name.replace('_', ' ')} (their bytes)"
+            for name in IMAGES
+            if inputs[name] is not None and known.get(name) not in (None, inputs[name])
+        ]
         if changed or record["fingerprint"] != fingerprint:
             raise BadInput(
                 paths.folder,

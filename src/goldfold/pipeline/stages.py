@@ -63,7 +63,8 @@ def train_run(config: Config, workspace: Workspace, only_folds: Sequence[int] = 
         raise BadInput("--fold", f"there is no fold {some(unknown)}", f"the folds are {some(folds, 30)}")
     paths = workspace.run(config.name)
     machine = find_machine(config.train)
-    inputs = digest_inputs(config, data, workspace)
+    train_images, test_images = _images(config, data, workspace)
+    inputs = digest_inputs(config, data, workspace, train_images, test_images)
     with files.locked(paths.folder):
         fingerprint = open_run(paths, config, inputs, machine)
     jobs = [(fold, seed) for seed in (config.train.seed, *config.train.seeds) for fold in only_folds or folds]
@@ -72,7 +73,6 @@ def train_run(config: Config, workspace: Workspace, only_folds: Sequence[int] = 
         if is_done(done, fingerprint):
             drop_resume_state(done)  # a kill may have come between the fold's end and this
     if not is_whole(paths, config, folds, fingerprint):
-        train_images, test_images = _images(config, data, workspace)
         for fold, seed in jobs:
             fold_paths = paths.fold(fold, None if seed == config.train.seed else seed)
             if is_done(fold_paths, fingerprint):
