@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from goldfold.cli import main
 from tests.pipeline.competitions import make_competition
@@ -71,6 +73,16 @@ def test_a_finished_run_is_skipped_and_a_changed_one_refused(project: Path, caps
     assert "train.batch_size" in line
     assert "--run" in line
     assert main(["train", str(config), "train.epochs=1", "optim.lr=0.5", "--run", "other", "train.batch_size=4"]) == 0
+
+
+def test_a_run_that_never_began_may_start_with_mended_settings(project: Path) -> None:
+    config = make_competition(project)
+    save_file({"other": torch.zeros(1)}, project / "other.safetensors")
+    wrong = ["train.epochs=1", "model.pretrained=true", "model.weights=other.safetensors"]
+    assert main(["train", str(config), *wrong]) == 2
+    assert (project / "runs/tiny/config.yaml").exists()  # it failed after the run's folder was made
+    assert main(["train", str(config), "train.epochs=1"]) == 0
+    assert "other.safetensors" not in (project / "runs/tiny/config.yaml").read_text()
 
 
 def test_changed_images_are_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

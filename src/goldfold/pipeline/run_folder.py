@@ -75,7 +75,9 @@ def open_run(paths: RunPaths, config: Config, inputs: dict[str, str | None], mac
     named = {name: digest for name, digest in inputs.items() if name not in IMAGES}
     fingerprint = files.fingerprint({"config": relevant(values), "inputs": named})
     files.remove_leftovers(paths.folder)
-    if paths.record.exists() and paths.config.exists():
+    # A run that failed before its first epoch (weights that do not fit, say) may be started anew with other settings.
+    begun = any(paths.folder.glob("fold*/metrics.jsonl"))
+    if begun and paths.record.exists() and paths.config.exists():
         record = files.read_json(paths.record)
         changed = changed_keys(relevant(read_yaml(paths.config)), relevant(values))
         known = record["inputs"]
