@@ -8,24 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
 
 from goldfold.cli import main
 from goldfold.config import load_config
 from goldfold.errors import BadInput
-from tests.pipeline.competitions import make_competition
 
 Capture = pytest.CaptureFixture[str]
 CONFIG = "configs/tiny.yaml"
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)
-    make_competition(tmp_path)
-    return tmp_path
 
 
 def refused(capsys: Capture, *arguments: str) -> str:

@@ -286,3 +286,14 @@ class TestJsonSchema:
         sections = "competition folds input augment mix model loss optim schedule train balance teacher tta tracking"
         assert set(sections.split()) <= set(Config.model_fields)
         assert "rounds" in json_schemas()["pipeline.schema.json"]["properties"]
+
+
+def test_a_geometric_mean_of_regression_values_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "competition: {name: c, task: regression, metric: rmse, train_csv: t.csv, image_path: 'i/{id}.png'}\n"
+        "tta: {merge: gmean}\n"
+    )
+    with pytest.raises(BadInput, match=r"c\.yaml: tta\.merge 'gmean' is for probabilities"):
+        load_config(path)
+    assert load_config(path, ["tta.merge=mean"]).tta.merge == "mean"

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
 
 from goldfold.cli import main
@@ -21,19 +20,10 @@ from goldfold.records import Floats, Predictions
 from goldfold.rounds import pseudo_labels
 from goldfold.tasks import Task
 from goldfold.training import FoldJob
-from tests.pipeline.competitions import make_competition
 
 CONFIG = "configs/tiny.yaml"
 SHORT = ["train.epochs=1"]
 MULTI = Task("multiclass", ("a", "b", "c"))
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)
-    make_competition(tmp_path)
-    return tmp_path
 
 
 # --- labels of the test images -----------------------------------------------------------------------------------------

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from goldfold.data import plain_loader
+from goldfold.bundle import Bundle
+from goldfold.config.schema import Tta
+from goldfold.data import plain_loader, rows_of
 from goldfold.errors import GoldfoldError
 from goldfold.images import Images
 from goldfold.machine import Machine
 from goldfold.models import Classifier
 from goldfold.progress import progress
-from goldfold.records import Floats, Ints
+from goldfold.records import Floats, Ints, Predictions
 from goldfold.tasks import Task
-from goldfold.tta import View, merge
+from goldfold.tta import View, make_views, merge
 
 
 @torch.inference_mode()
@@ -55,3 +57,29 @@ def predict_images(
     if not np.isfinite(values).all():
         raise GoldfoldError(f"{what}: the network gives NaN; train with a lower optim.lr, or with train.precision=fp32")
     return task.normalise(values)
+
+
+def predict_bundle(
+    bundle: Bundle,
+    model: Classifier,
+    images: Images,
+    ids: Sequence[str],
+    *,
+    batch_size: int,
+    machine: Machine,
+    what: str,
+) -> Predictions:
+    """Predictions of ``ids`` by a loaded bundle, over the views that it was made with."""
+    model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
+    values = predict_images(
+        model,
+        images,
+        rows_of(images, ids),
+        task=bundle.task,
+        views=make_views(Tta(views=bundle.views)),
+        how=bundle.merge,
+        batch_size=batch_size,
+        machine=machine,
+        what=what,
+    )
+    return Predictions(tuple(ids), values, bundle.task.classes, bundle.run)

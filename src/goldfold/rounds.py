@@ -7,16 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from goldfold.bundle import load_bundle
-from goldfold.config.schema import Tta
-from goldfold.data import rows_of
 from goldfold.errors import BadInput, some
 from goldfold.images import Images
 from goldfold.machine import Machine
 from goldfold.paths import FoldPaths, RunPaths
-from goldfold.predict import predict_images
+from goldfold.predict import predict_bundle
 from goldfold.records import Predictions, SoftLabels, average
 from goldfold.tasks import Task
-from goldfold.tta import make_views
 
 
 def pseudo_labels(
@@ -70,19 +67,8 @@ def distill_labels(
                     f"the teacher sees images of {bundle.images.size} px and {bundle.images.channels} channels, the student {images.shape}",
                     "give both the same input section",
                 )
-            model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
-            values = predict_images(
-                model,
-                images,
-                rows_of(images, ids),
-                task=bundle.task,
-                views=make_views(Tta(views=bundle.views, merge=bundle.merge)),  # type: ignore[arg-type]
-                how=bundle.merge,
-                batch_size=128,
-                machine=machine,
-                what=f"{teacher.name} fold {fold}: labelling",
-            )
-            parts.append(Predictions(tuple(ids), values, bundle.task.classes, teacher.name))
+            what = f"{teacher.name} fold {fold}: labelling"
+            parts.append(predict_bundle(bundle, model, images, ids, batch_size=128, machine=machine, what=what))
     mean = average(parts, "teachers")
     return SoftLabels(mean.ids, mean.values, np.ones(len(ids), dtype=np.float32), fold, where=_names(teachers))
 

@@ -23,19 +23,10 @@ from goldfold.config import load_config
 from goldfold.paths import Workspace
 from goldfold.pipeline.competition import load_competition
 from goldfold.pipeline.stages import load_folds
-from tests.pipeline.competitions import make_competition
 
 CONFIG = "configs/tiny.yaml"
 # A network without batch norm or dropout, so that only the arithmetic of the loop is compared.
 PLAIN = ["model.backbone=test_vit", "input.size=32", "optim.name=sgd", "optim.lr=0.05", "train.epochs=2"]
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)
-    make_competition(tmp_path)
-    return tmp_path
 
 
 def train(name: str, *overrides: str, folds: tuple[str, ...] = ("--fold", "0")) -> int:

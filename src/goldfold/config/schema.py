@@ -254,6 +254,12 @@ class Config(Section):
     tta: Tta = Tta()
     tracking: Tracking = Tracking()
 
+    @model_validator(mode="after")
+    def _views_can_be_merged(self) -> Config:
+        if self.competition.task == "regression" and self.tta.merge == "gmean":
+            raise ValueError("tta.merge 'gmean' is for probabilities, and regression values may be negative; use mean")
+        return self
+
 
 BlendMethod = Literal["mean", "gmean", "rank_mean", "simplex", "greedy"]
 

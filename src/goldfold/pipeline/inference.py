@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from goldfold.bundle import load_bundle
 from goldfold.config import config_from_dict, read_yaml
-from goldfold.config.schema import Tta
 from goldfold.errors import BadInput
 from goldfold.images import Images, ImageSpec, open_images
 from goldfold.machine import find_machine
 from goldfold.paths import Workspace, find_input
 from goldfold.pipeline.competition import locate_images, read_rows
 from goldfold.pipeline.stages import cache_folder
-from goldfold.predict import predict_images
-from goldfold.records import Predictions, average
-from goldfold.tta import make_views
+from goldfold.predict import predict_bundle
+from goldfold.records import average
 
 
 def predict_run(name: str, workspace: Workspace, csv: Path | None, pattern: str | None, out: Path | None) -> Path:
@@ -49,19 +45,17 @@ def predict_run(name: str, workspace: Workspace, csv: Path | None, pattern: str 
             stores[bundle.images] = open_images(
                 cache_folder(config, workspace), ids, images, bundle.images, what=csv.name
             )
-        model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
-        values = predict_images(
-            model,
-            stores[bundle.images],
-            np.arange(len(ids)),
-            task=bundle.task,
-            views=make_views(Tta(views=bundle.views, merge=bundle.merge)),  # type: ignore[arg-type]
-            how=bundle.merge,
-            batch_size=config.tta.batch_size,
-            machine=machine,
-            what=f"{name} {folder.name}: predicting",
+        parts.append(
+            predict_bundle(
+                bundle,
+                model,
+                stores[bundle.images],
+                ids,
+                batch_size=config.tta.batch_size,
+                machine=machine,
+                what=f"{name} {folder.name}: predicting",
+            )
         )
-        parts.append(Predictions(ids, values, bundle.task.classes, name))
     out = out or paths.folder / f"predict-{csv.stem}.parquet"
     average(parts, name).write(out, settings.id)
     return out

@@ -72,12 +72,13 @@ def run_pipeline(path: Path, workspace: Workspace, overrides: Sequence[str] = ()
     """Run every round that is not finished. Raises BadInput before anything runs when the rounds do not fit."""
     pipeline, configs = plan_pipeline(path, overrides)
     outcome = Outcome(configs=configs)
+    trained = iter(configs.items())  # in the order of the training rounds
     for number, step in enumerate(pipeline.rounds, 1):
         title = f"round {number}/{len(pipeline.rounds)}: {step.kind}"
         if isinstance(step, TrainRound):
-            name = list(configs)[len(outcome.runs)]
+            name, config = next(trained)
             say(f"{title} {name}")
-            outcome.runs[name] = train_run(configs[name], workspace)
+            outcome.runs[name] = train_run(config, workspace)
         elif isinstance(step, EnsembleRound):
             say(f"{title} {step.name} of {', '.join(step.members)}")
             outcome.ensembles[step.name] = ensemble_runs(step.members, step.name, step.method, workspace)
