@@ -118,9 +118,11 @@ class Workspace:
     """A project folder; every artefact has its place in it."""
 
     root: Path
+    runs: str = "runs"
+    """The folder of the runs; an ablation keeps its own apart."""
 
     def run(self, name: str) -> RunPaths:
-        return RunPaths(self.root / "runs" / name)
+        return RunPaths(self.root / self.runs / name)
 
     def ensemble(self, name: str) -> Path:
         return self.root / "ensembles" / name

@@ -1,0 +1,122 @@
+"""Settings that are right by themselves and wrong together. Each raises ValueError with one line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from goldfold.config.sections import Augment, Section
+
+if TYPE_CHECKING:
+    from goldfold.config.schema import Config
+
+S = TypeVar("S", bound=Section)
+
+
+def merged(section: S, delta: dict[str, Any] | None, where: str) -> S:
+    """``section`` with the keys of ``delta`` in place of its own, nested ones too. Raises ValueError in one line."""
+    if not delta:
+        return section
+    try:
+        return type(section).model_validate(_deep(section.model_dump(), delta))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([where, *(str(part) for part in first["loc"])])
+        raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _deep(base: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in delta.items():
+        nested = isinstance(value, dict) and isinstance(base.get(key), dict)
+        out[key] = _deep(base[key], value) if nested else value
+    return out
+
+
+def has_augmix(augment: Augment) -> bool:
+    """Whether the transforms hold AugMix, whose views the consistency loss compares."""
+    return any("AugMix" in item for item in (*(augment.train or ()), *augment.add))
+
+
+def tricks_fit(config: Config) -> None:
+    """Refuse combinations that would silently do nothing or something else."""
+    _arcface(config)
+    _jsd(config)
+    _phases(config)
+    _cached_trunk(config)
+    if config.model.zero_init_last and config.model.pretrained:
+        raise ValueError("model.zero_init_last would undo pretrained weights; set model.pretrained to false, or leave it")
+    if config.loss.alpha is not None and config.loss.name != "focal":
+        raise ValueError(f"loss.alpha is for loss.name focal, and it is '{config.loss.name}'")
+    if config.balance.rare_preset is not None and config.competition.task == "regression":
+        raise ValueError("balance.rare_preset needs classes, and a regression has none")
+    if config.model.freeze.stages == "all" and config.train.prune.amount:
+        raise ValueError("train.prune would change frozen layers; set model.freeze.stages lower")
+
+
+def _arcface(config: Config) -> None:
+    arcface = config.model.head.kind == "arcface"
+    if config.loss.margin and not arcface:
+        raise ValueError("loss.margin needs model.head.kind arcface")
+    if arcface and (config.competition.task != "multiclass" or config.loss.name not in ("auto", "cross_entropy")):
+        raise ValueError("model.head.kind 'arcface' is for a multiclass task with cross_entropy")
+
+
+def _jsd(config: Config) -> None:
+    if not config.loss.jsd:
+        return
+    if config.competition.task not in ("binary", "multiclass"):
+        raise ValueError("loss.jsd is for binary and multiclass tasks")
+    for number, (augment, mix) in enumerate(_stretches(config)):
+        where = f" (train.phases[{number}])" if config.train.phases else ""
+        if not has_augmix(augment):
+            raise ValueError(f"loss.jsd compares AugMix's views; put AugMix into augment.add or augment.train{where}")
+        if mix.mixup or mix.cutmix:
+            raise ValueError(f"loss.jsd needs a clean view, and mix leaves none; set mix.mixup and mix.cutmix to 0{where}")
+
+
+def _stretches(config: Config) -> list[tuple[Augment, Any]]:
+    """Augmentation and mixing of each phase; one pair where there are no phases."""
+    if not config.train.phases:
+        return [(config.augment, config.mix)]
+    pairs = []
+    for number, phase in enumerate(config.train.phases):
+        where = f"train.phases[{number}]"
+        augment = merged(config.augment, phase.augment, f"{where}.augment")
+        pairs.append((augment, merged(config.mix, phase.mix, f"{where}.mix")))
+    return pairs
+
+
+def _phases(config: Config) -> None:
+    _stretches(config)
+    stored = config.input.cache_size or config.input.size
+    for number, phase in enumerate(config.train.phases):
+        where = f"train.phases[{number}]"
+        if phase.size is not None and phase.size > stored:
+            raise ValueError(f"{where}.size {phase.size} is above the stored {stored}; raise input.cache_size")
+        delta = {"name": phase.optimizer} if isinstance(phase.optimizer, str) else phase.optimizer
+        merged(config.optim, delta, f"{where}.optimizer")
+        if phase.lr is not None and isinstance(phase.optimizer, dict) and "lr" in phase.optimizer:
+            raise ValueError(f"{where} gives lr twice; leave it out of optimizer")
+
+
+def _cached_trunk(config: Config) -> None:
+    """The stored features stand for fixed pixels: whatever would change pixels or trunk cannot be honoured."""
+    if not config.model.freeze.cache:
+        return
+    if config.model.freeze.stages == 0:
+        raise ValueError("model.freeze.cache needs frozen stages; set model.freeze.stages")
+    augment, mix = config.augment, config.mix
+    if augment.preset != "none" or augment.train or augment.add or augment.erase.prob:
+        raise ValueError("model.freeze.cache trains on model.freeze.cache_views alone; set augment.preset to none")
+    if mix.mixup or mix.cutmix:
+        raise ValueError("model.freeze.cache stores features of single images; set mix.mixup and mix.cutmix to 0")
+    if config.balance.rare_preset is not None:
+        raise ValueError("model.freeze.cache cannot augment rare classes otherwise; leave balance.rare_preset out")
+    if config.train.prune.amount:
+        raise ValueError("model.freeze.cache needs fixed frozen layers, and train.prune changes them; set its amount to 0")
+    for number, phase in enumerate(config.train.phases):
+        for key in ("size", "augment", "mix", "frozen"):
+            if getattr(phase, key) is not None:
+                raise ValueError(f"model.freeze.cache cannot change {key} on the way; leave train.phases[{number}].{key} out")
