@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from goldfold.augment import make_augmenter
-from goldfold.config.schema import Augment, Balance
+from goldfold.config.schema import Augment
 from goldfold.data import (
     EpochOrder,
     JoinedImages,
     LeakError,
+    PixelBatches,
+    add_external,
     add_soft_labels,
     blend_soft_labels,
-    class_weights,
     labelled,
     plain_loader,
     rows_of,
-    sampling_weights,
     train_loader,
 )
 from goldfold.errors import BadInput, GoldfoldError
 from goldfold.images import LazyImages, UnreadableImage
 from goldfold.images.decode import ImageSpec
 from goldfold.records import Floats, Ints, SoftLabels
-from goldfold.tasks import Task
 
 SIZE = 4
-MULTI = Task("multiclass", ("a", "b", "c"))
-BINARY = Task("binary", ("1",), "0")
 
 
 class Painted:
@@ -114,34 +112,73 @@ def test_blended_targets_are_matched_by_id() -> None:
         blend_soft_labels(examples, names(1, 2), SoftLabels(("n2",), hot(1), np.ones(1, dtype=np.float32), 0), 0.5, 0)
 
 
+def test_external_rows_have_their_own_weight_and_no_auxiliary_label() -> None:
+    examples = labelled(
+        Painted(names(1, 2)),
+        names(1, 2),
+        hot(0, 1),
+        auxiliary=np.ones((2, 2), dtype=np.float32),
+        auxiliary_weights=np.ones((2, 1), dtype=np.float32),
+    )
+    more = add_external(examples, Painted(names(30, 40)), names(40, 30), hot(2, 1), 0.5)
+    assert more.images.read(more.rows)[:, 0, 0, 0].tolist() == [1, 2, 40, 30]
+    assert more.weights.tolist() == [1, 1, 0.5, 0.5]
+    assert more.targets.tolist() == hot(0, 1, 2, 1).tolist()
+    assert more.auxiliary_weights[:, 0].tolist() == [1, 1, 0, 0]
+
+
+def test_further_images_without_the_metadata_that_the_network_needs_are_refused() -> None:
+    examples = labelled(Painted(names(1)), names(1), hot(0), metadata=np.ones((1, 3), dtype=np.float32))
+    with pytest.raises(GoldfoldError, match="no metadata"):
+        add_external(examples, Painted(names(2)), names(2), hot(1), 1.0)
+    more = add_external(examples, Painted(names(2)), names(2), hot(1), 1.0, np.zeros((1, 3), dtype=np.float32))
+    assert more.metadata.tolist() == [[1, 1, 1], [0, 0, 0]]
+
+
+def test_rare_rows_are_augmented_by_their_own_transforms() -> None:
+    images = Painted(names(*range(10)))
+    examples = labelled(images, images.ids, np.eye(10, dtype=np.float32))
+    rare = np.arange(10) >= 8
+    inverted = make_augmenter(Augment(train=({"InvertImg": {"p": 1}},)), SIZE)
+    batches = PixelBatches(examples, make_augmenter(Augment(preset="none"), SIZE), rare, inverted)
+    (batch,) = train_loader(batches, EpochOrder(ordered(10), 10, 0), workers=0, pin_memory=False)
+    number = batch.targets.argmax(dim=1)
+    expected = torch.where(number >= 8, 255 - number, number)
+    assert (batch.pixels[:, 0, 0, 0] == expected).all()
+
+
+def ordered(n: int) -> Callable[[int], Ints]:
+    return lambda seed: np.random.default_rng(seed).permutation(n)
+
+
 def epoch(order: EpochOrder, number: int) -> list[tuple[list[int], int]]:
     order.epoch = number
     return [(request.rows.tolist(), request.seed) for request in order]
 
 
 def test_an_epochs_order_is_a_pure_function_of_seed_and_epoch() -> None:
-    order = EpochOrder(20, 4, 3, 1)
+    order = EpochOrder(ordered(20), 4, 3, 1)
     first, second = epoch(order, 0), epoch(order, 1)
     assert first != second
     assert epoch(order, 0) == first
-    assert epoch(EpochOrder(20, 4, 3, 1), 1) == second
-    assert epoch(EpochOrder(20, 4, 3, 2), 0) != first
+    assert epoch(EpochOrder(ordered(20), 4, 3, 1), 1) == second
+    assert epoch(EpochOrder(ordered(20), 4, 3, 2), 0) != first
     assert len({seed for _, seed in first + second}) == 10
 
 
 def test_an_epoch_shows_every_row_once_but_for_those_that_fill_no_batch() -> None:
-    order = EpochOrder(22, 4, 0)
+    order = EpochOrder(ordered(22), 4, 0)
     assert len(order) == 5
     shown = [row for rows, _ in epoch(order, 0) for row in rows]
     assert len(shown) == len(set(shown)) == 20
     ever = {row for number in range(8) for rows, _ in epoch(order, number) for row in rows}
     assert ever == set(range(22))
-    assert sorted(epoch(EpochOrder(3, 8, 0), 0)[0][0]) == [0, 1, 2]
+    assert sorted(epoch(EpochOrder(ordered(3), 8, 0), 0)[0][0]) == [0, 1, 2]
 
 
 def test_the_ranks_share_out_each_global_batch() -> None:
-    alone = epoch(EpochOrder(26, 6, 5), 2)
-    ranks = [epoch(EpochOrder(26, 3, 5, rank=rank, world=2), 2) for rank in (0, 1)]
+    alone = epoch(EpochOrder(ordered(26), 6, 5), 2)
+    ranks = [epoch(EpochOrder(ordered(26), 3, 5, rank=rank, world=2), 2) for rank in (0, 1)]
     assert len(alone) == len(ranks[0]) == len(ranks[1]) == 4
     for whole, first, second in zip(alone, *ranks, strict=True):
         assert sorted(whole[0]) == sorted(first[0] + second[0])
@@ -149,63 +186,19 @@ def test_the_ranks_share_out_each_global_batch() -> None:
         assert first[1] != second[1]  # their augmentation differs
 
 
-@pytest.mark.parametrize("task", [MULTI, BINARY])
-def test_oversampling_shows_each_class_equally_often(task: Task) -> None:
-    classes = np.array([0] * 80 + [1] * 15 + [2] * 5)
-    targets = np.eye(3, dtype=np.float32)[classes] if task is MULTI else (classes == 2).astype(np.float32)[:, None]
-    assert sampling_weights(Balance(), targets, task) is None
-    weights = sampling_weights(Balance(sampling="oversample"), targets, task)
-    order = EpochOrder(100, 10, 0, weights=weights)
-    shown = np.array([row for number in range(200) for rows, _ in epoch(order, number) for row in rows])
-    groups = 3 if task is MULTI else 2
-    labels = classes[shown] if task is MULTI else (classes[shown] == 2).astype(int)
-    assert np.abs(np.bincount(labels) / len(labels) - 1 / groups).max() < 0.02
-
-
-def test_oversampling_knows_rows_of_several_labels_and_of_none() -> None:
-    targets = np.array([[1, 0], [1, 0], [1, 1], [0, 0]], dtype=np.float32)
-    weights = sampling_weights(Balance(sampling="oversample"), targets, Task("multilabel", ("a", "b")))
-    assert weights is not None
-    assert np.allclose(weights, [1 / 3, 1 / 3, 1, 1 / 4])
-
-
-def test_class_weights_are_the_published_formulas() -> None:
-    targets = hot(*[0] * 6, *[1] * 3, 2)
-    count = np.array([6.0, 3.0, 1.0])
-    inverse = class_weights("inverse", targets, MULTI)
-    effective = class_weights("effective", targets, MULTI)
-    assert inverse is not None
-    assert effective is not None
-    expected = (1 - 0.999) / (1 - 0.999**count)
-    assert np.allclose(inverse / inverse[0], count[0] / count)
-    assert np.allclose(effective / effective[0], expected / expected[0])
-    for weights in (inverse, effective):  # the mean loss keeps its size
-        assert (targets @ weights).mean() == pytest.approx(1)
-    assert class_weights("none", targets, MULTI) is None
-    assert class_weights("inverse", targets, Task("regression", ("y",))) is None
-
-
-def test_a_binary_class_weighs_its_positives_against_its_negatives() -> None:
-    targets = np.array([[1], [0], [0], [0]], dtype=np.float32)
-    assert class_weights("inverse", targets, BINARY) == pytest.approx([3.0])
-    absent = class_weights("inverse", np.zeros((4, 1), dtype=np.float32), BINARY)
-    assert absent is not None
-    assert np.isfinite(absent).all()
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_hold_what_was_asked_for_whatever_the_workers(workers: int) -> None:
     images = Painted(names(*range(10)))
     examples = labelled(images, images.ids, np.eye(10, dtype=np.float32))
-    order = EpochOrder(10, 4, 0)
-    loader = train_loader(
-        examples, make_augmenter(Augment(preset="none"), SIZE), order, workers=workers, pin_memory=False
-    )
+    order = EpochOrder(ordered(10), 4, 0)
+    batches = PixelBatches(examples, make_augmenter(Augment(preset="none"), SIZE))
+    loader = train_loader(batches, order, workers=workers, pin_memory=False)
     assert len(loader) == 2
-    for pixels, targets, weights in loader:
-        assert pixels.shape == (4, SIZE, SIZE, 1)
-        assert pixels[:, 0, 0, 0].tolist() == targets.argmax(dim=1).tolist()
-        assert weights.tolist() == [1, 1, 1, 1]
+    for batch in loader:
+        assert batch.pixels.shape == (4, SIZE, SIZE, 1)
+        assert batch.pixels[:, 0, 0, 0].tolist() == batch.targets.argmax(dim=1).tolist()
+        assert batch.weights.tolist() == [1, 1, 1, 1]
+        assert batch.metadata.shape == batch.auxiliary.shape == (4, 0)
     rows: Ints = np.array([7, 1, 3, 2, 9])
     plain = plain_loader(images, rows, SIZE, 2, workers=workers, pin_memory=False)
     assert [int(value) for pixels in plain for value in pixels[:, 0, 0, 0]] == rows.tolist()
@@ -219,9 +212,9 @@ def test_an_error_in_a_loader_process_arrives_as_it_was_raised(workers: int, tmp
     with pytest.raises(UnreadableImage, match=r"a\.png") as plain:
         list(plain_loader(images, np.zeros(1, dtype=np.int64), SIZE, 1, workers=workers, pin_memory=False))
     examples = labelled(images, ["a"], hot(0))
-    augmenter = make_augmenter(Augment(), SIZE)
+    batches = PixelBatches(examples, make_augmenter(Augment(), SIZE))
     with pytest.raises(UnreadableImage) as train:
-        list(train_loader(examples, augmenter, EpochOrder(1, 1, 0), workers=workers, pin_memory=False))
+        list(train_loader(batches, EpochOrder(ordered(1), 1, 0), workers=workers, pin_memory=False))
     for caught in (plain, train):
         assert caught.value.exit_code == 2
         assert len(str(caught.value).splitlines()) == 1

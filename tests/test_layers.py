@@ -11,9 +11,9 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "goldfold"
 LAYERS = (
-    ("errors", "files", "progress", "seeds", "config", "records", "tasks", "paths"),
-    ("folds", "metrics", "images", "augment", "mix", "losses", "schedules", "tta"),
-    ("machine", "data", "models", "optim", "bundle", "tracking"),
+    ("errors", "files", "progress", "seeds", "config", "records", "tasks", "paths", "tricks"),
+    ("folds", "metrics", "images", "augment", "mix", "losses", "schedules", "tta", "balance", "metadata", "lr_range"),
+    ("machine", "data", "models", "optim", "averaging", "pruning", "features", "bundle", "tracking"),
     ("training", "predict"),
     ("rounds", "ensemble", "submission"),
     ("pipeline",),

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from goldfold.config.schema import Loss, Mix
 from goldfold.losses import make_loss
-from goldfold.mix import mix_batch
+from goldfold.mix import cut_box, draw_mix
 from goldfold.tasks import Task
+
+
+def mix_batch(
+    settings: Mix, images: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, *seed: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    mixing = draw_mix(settings, len(images), images.shape[2], images.shape[3], *seed)
+    if mixing is None:
+        return images, targets, weights
+    return mixing.images(images), *mixing.targets(targets, weights)
 
 
 def batch(size: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -78,3 +88,38 @@ def test_probability_and_odd_batches() -> None:
     assert 35 <= touched <= 85
     one = mix_batch(Mix(mixup=1.0), images[:1], targets[:1], weights[:1], 0)
     assert torch.equal(one[0], images[:1])
+
+
+def test_cutmix_pastes_the_box_that_the_share_says() -> None:
+    images, _, _ = batch()
+    for seed in range(30):
+        mixing = draw_mix(Mix(cutmix=1.0), 6, 16, 16, seed)
+        assert mixing is not None
+        assert mixing.box is not None
+        top, bottom, left, right = mixing.box
+        mixed = mixing.images(images)
+        inside = torch.zeros(16, 16, dtype=torch.bool)
+        inside[top:bottom, left:right] = True
+        assert (mixed[:, :, inside] == images[mixing.partner][:, :, inside]).all()
+        assert (mixed[:, :, ~inside] == images[:, :, ~inside]).all()
+        assert mixing.share == pytest.approx(1 - inside.float().mean().item())
+
+
+def test_a_box_covers_what_is_left_of_the_share_and_stays_inside() -> None:
+    rng = np.random.default_rng(0)
+    for share in (0.1, 0.5, 0.9):
+        areas = []
+        for _ in range(3000):
+            top, bottom, left, right = cut_box(100, 60, share, rng)
+            assert 0 <= top <= bottom <= 100
+            assert 0 <= left <= right <= 60
+            areas.append((bottom - top) * (right - left) / 6000)
+        assert max(areas) == pytest.approx(1 - share, abs=0.05)
+
+
+def test_metadata_is_mixed_by_the_same_share() -> None:
+    mixing = draw_mix(Mix(mixup=1.0), 4, 8, 8, 1)
+    assert mixing is not None
+    values = torch.arange(4.0)[:, None]
+    expected = mixing.share * values + (1 - mixing.share) * values[mixing.partner]
+    assert torch.equal(mixing.values(values), expected)

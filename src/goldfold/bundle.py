@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from safetensors.torch import load_file, save_file
 
 from goldfold import files
 from goldfold.errors import BadInput
 from goldfold.images import ImageSpec
+from goldfold.metadata import MetadataEncoder
 from goldfold.models import Classifier, ModelSpec, build_model
 from goldfold.tasks import Task
 
@@ -33,21 +33,23 @@ class Bundle:
     merge: str
     id_column: str
     weights_sha256: str
+    metadata: MetadataEncoder | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"format": FORMAT, **asdict(self)}
+        metadata = None if self.metadata is None else self.metadata.to_dict()
+        return {"format": FORMAT, **asdict(self), "metadata": metadata}
 
 
-def save_weights(path: Path, model: torch.nn.Module) -> None:
-    """Write a network's state as safetensors, atomically. Equal states are equal bytes."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+def save_weights(path: Path, model: Classifier) -> None:
+    """Write what inference needs of a network as safetensors, atomically. Equal states are equal bytes."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.inference_state().items()}
     files.write_atomic(path, lambda temporary: save_file(state, temporary))
 
 
-def load_weights(path: Path, model: torch.nn.Module) -> None:
+def load_weights(path: Path, model: Classifier) -> None:
     """Raises BadInput when the file is missing, broken, or of another network."""
     try:
-        model.load_state_dict(load_file(path))
+        model.load_inference_state(load_file(path))
     except FileNotFoundError:
         raise BadInput(path, "the weights file does not exist", "train the fold again") from None
     except (safetensors.SafetensorError, OSError) as error:
@@ -70,7 +72,9 @@ def read_bundle(folder: Path) -> Bundle:
         task: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.pop("task").items()
         }
+        metadata = values.pop("metadata", None)
         return Bundle(
+            metadata=None if metadata is None else MetadataEncoder.from_dict(metadata),
             task=Task(**task),
             model=ModelSpec.from_dict(values.pop("model")),
             images=ImageSpec(**values.pop("images")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from goldfold.bundle import load_bundle
 from goldfold.errors import BadInput, some
@@ -50,12 +51,17 @@ def pseudo_labels(
 
 
 def distill_labels(
-    teachers: Sequence[RunPaths], fold: int, images: Images, ids: Sequence[str], machine: Machine
+    teachers: Sequence[RunPaths],
+    fold: int,
+    images: Images,
+    ids: Sequence[str],
+    machine: Machine,
+    frame: pd.DataFrame | None = None,
 ) -> SoftLabels:
     """Probabilities of training rows by fold ``fold``'s teachers over their views (Hinton et al. 2015, temperature 1).
 
     These teachers were trained on the very rows, so they are surer of them than of new ones; they have not seen the
-    validated fold. Raises BadInput when the stored images are not those that a teacher was trained on.
+    validated fold. ``frame``: the CSV's rows of ``ids``, for teachers that know metadata. Raises BadInput when the stored images are not those that a teacher was trained on.
     """
     parts = []
     for teacher in teachers:
@@ -68,7 +74,9 @@ def distill_labels(
                     "give both the same input section",
                 )
             what = f"{teacher.name} fold {fold}: labelling"
-            parts.append(predict_bundle(bundle, model, images, ids, batch_size=128, machine=machine, what=what))
+            parts.append(
+                predict_bundle(bundle, model, images, ids, batch_size=128, machine=machine, what=what, frame=frame)
+            )
     mean = average(parts, "teachers")
     return SoftLabels(mean.ids, mean.values, np.ones(len(ids), dtype=np.float32), fold, where=_names(teachers))
 

@@ -22,6 +22,8 @@ def test_nested_states_come_back_equal(tmp_path: Path) -> None:
         "number": 1e-17 + 0.1,
         "empty": {},
         "bf16": torch.randn(4).bfloat16(),
+        "precision": torch.bfloat16,
+        "generator": (3, (1, 2), None),
     }
     save_state(tmp_path / "state.safetensors", state)
     back = load_state(tmp_path / "state.safetensors")
@@ -30,6 +32,8 @@ def test_nested_states_come_back_equal(tmp_path: Path) -> None:
     assert back["optimizer"]["groups"] == [{"lr": 0.1, "betas": (0.9, 0.999)}]
     assert (back["none"], back["number"], back["empty"]) == (None, 1e-17 + 0.1, {})
     assert torch.equal(back["bf16"], state["bf16"])
+    assert back["bf16"].dtype == back["precision"] == torch.bfloat16
+    assert back["generator"] == (3, (1, 2), None)
 
 
 def test_an_optimizer_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from goldfold import files
 from goldfold.augment import make_augmenter, try_augmenter
 from goldfold.config import Config
 from goldfold.errors import BadInput, some
+from goldfold.balance import class_weights, draw_epoch
 from goldfold.folds import make_folds
 from goldfold.images import ImageSpec, find_unreadable
-from goldfold.losses import make_loss
+from goldfold.losses import make_joint
 from goldfold.machine import find_machine
-from goldfold.models import build_model, freeze_stages, make_spec
+from goldfold.models import Classifier, ModelSpec, build_model, set_frozen
+from goldfold.models.trunk import split_trunk
 from goldfold.optim import make_optimizer
 from goldfold.paths import Workspace, find_input
 from goldfold.pipeline.competition import CompetitionData, load_competition, read_rows
+from goldfold.pipeline.external import ExternalData, load_external
+from goldfold.pipeline.jobs import fit_auxiliary, fit_encoder, fold_spec, make_recipe
 from goldfold.pipeline.run import submission_format
 from goldfold.pipeline.run_folder import teacher_digest
 from goldfold.pipeline.stages import load_folds
 from goldfold.progress import say
+from goldfold.training.plan import make_plan
 from goldfold.tta import make_views
 
 T = TypeVar("T")
@@ -61,8 +67,12 @@ def check_experiment(
     else:
         say(f"{data.train_csv}: {len(data.ids)} rows, task {data.task.name}, classes {some(data.task.classes, 10)}")
         _check_data(config, data, workspace, found)
+        settings = config.competition
+        external = found.attempt(
+            lambda: load_external(settings, data.task, workspace.root, data.ids, data.test_ids)  # type: ignore[union-attr]
+        )
         if decode:
-            _check_images(config, data, found)
+            _check_images(config, data, external or [], found)
         _check_disk(config, data, workspace, found)
         found.attempt(lambda: _check_model(config, data, workspace))
     for name in set(config.teacher.runs) - set(made):
@@ -125,8 +135,11 @@ def _check_sample(config: Config, data: CompetitionData) -> None:
             raise BadInput(where, f"{len(odd)} ids are not both here and in {data.test_csv.name}: {some(sorted(odd))}")
 
 
-def _check_images(config: Config, data: CompetitionData, found: Findings) -> None:
+def _check_images(config: Config, data: CompetitionData, external: Sequence[ExternalData], found: Findings) -> None:
     paths, ids = [*data.train_paths, *data.test_paths], [*data.ids, *data.test_ids]
+    for part in external:
+        paths += part.paths
+        ids += part.ids
     for name, reason in find_unreadable(paths, ids, ImageSpec.from_config(config.input), None):
         found.problems.append(f"id {name}: {reason}")
     say(f"images: {len(paths)} read")
@@ -151,10 +164,11 @@ def _check_disk(config: Config, data: CompetitionData, workspace: Workspace, fou
 
 
 def _check_augmentation(config: Config) -> None:
-    make_augmenter(config.augment, config.input.size)
-    # Some transforms fail on real pixels only, such as colour noise on grey images.
     spec = ImageSpec.from_config(config.input)
-    try_augmenter(config.augment, config.input.size, spec.size, spec.channels)
+    for stretch in make_plan(make_recipe(config)):
+        make_augmenter(stretch.augment, stretch.size, 3 if config.loss.jsd else 1)
+        # Some transforms fail on real pixels only, such as colour noise on grey images.
+        try_augmenter(stretch.augment, stretch.size, spec.size, spec.channels)
 
 
 def _check_teacher(config: Config, workspace: Workspace, name: str) -> None:
@@ -163,22 +177,47 @@ def _check_teacher(config: Config, workspace: Workspace, name: str) -> None:
 
 
 def _check_model(config: Config, data: CompetitionData, workspace: Workspace) -> None:
-    """Build the network with its weights, its optimizer and its loss, as training will, and show it two images."""
-    spec = make_spec(config.model, config.input, data.task)
+    """Build the network with its weights, its optimizers and its loss, as training will, and show it two images."""
+    encoder = fit_encoder(config, data, data.ids)
+    if encoder is not None and data.test is not None and data.test_csv is not None:
+        encoder.transform(data.test, data.test_csv, data.settings.id)
+    auxiliary, *_ = fit_auxiliary(config, data, data.ids)
+    # Without images: a colour space's own mean and deviation are not needed to see whether the network runs.
+    spec = fold_spec(config, data, encoder, None, np.zeros(0, dtype=np.int64))
     weights = config.model.weights if config.model.pretrained else None
     path = None if weights is None else find_input(workspace.root, config.competition.name, weights)
-    model = build_model(spec, weights=path, hub=config.model.pretrained and path is None)
-    freeze_stages(model, config.model.freeze_stages)
-    make_optimizer(config.optim, model)
-    make_loss(config.loss, data.task)
-    pixels = torch.zeros(2, spec.size, spec.size, spec.channels, dtype=torch.uint8)
-    try:
-        with torch.inference_mode():
-            model.eval()(model.prepare(pixels))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        what = f"{spec.backbone} fails on images of side {spec.size} ({' '.join(str(error).split())[:200]})"
-        raise BadInput("input.size", what, "try the size that the backbone was made for") from error
+    recipe = make_recipe(config)
+    plan = make_plan(recipe)
+    model = build_model(
+        spec,
+        weights=path,
+        hub=config.model.pretrained and path is None,
+        auxiliary=[task.n_logits for task in auxiliary],
+        zero_init_last=config.model.zero_init_last,
+    )
+    class_weights(config.balance, data.targets, data.task)
+    make_joint(config.loss, data.task, auxiliary=auxiliary)
+    draw_epoch(config.balance, data.targets, data.task, 0)
+    for stretch in plan:
+        set_frozen(model, stretch.frozen, config.model.freeze.batch_norm)
+        make_optimizer(stretch.optim, model)
+    for size in sorted({spec.size, *(stretch.size for stretch in plan)}):
+        _show(model, spec, size)
+    if config.model.freeze.cache:
+        set_frozen(model, config.model.freeze.stages, config.model.freeze.batch_norm)
+        split_trunk(model, model.prepare(torch.zeros(2, spec.size, spec.size, spec.channels, dtype=torch.uint8)))
     count = sum(parameter.numel() for parameter in model.parameters())
     say(
         f"model: {spec.backbone}, {count / 1e6:.1f} M parameters, weights {path or ('hub' if config.model.pretrained else 'random')}"
     )
+
+
+def _show(model: Classifier, spec: ModelSpec, size: int) -> None:
+    pixels = torch.zeros(2, size, size, spec.channels, dtype=torch.uint8)
+    metadata = None if spec.metadata is None else torch.zeros(2, spec.metadata.width)
+    try:
+        with torch.inference_mode():
+            model.eval()(model.prepare(pixels), metadata)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        what = f"{spec.backbone} fails on images of side {size} ({' '.join(str(error).split())[:200]})"
+        raise BadInput("input.size", what, "try the size that the backbone was made for") from error

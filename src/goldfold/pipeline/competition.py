@@ -14,7 +14,7 @@ from goldfold.errors import BadInput, some
 from goldfold.images import locate
 from goldfold.metrics import Metric, get_metric, require_task
 from goldfold.paths import find_input
-from goldfold.records import Floats, check_ids
+from goldfold.records import Floats, Ints, check_ids
 from goldfold.tasks import Task, encode, make_task
 
 
@@ -44,11 +44,15 @@ class CompetitionData:
 
     def targets_of(self, ids: tuple[str, ...]) -> Floats:
         """Targets (n, C) of some training ids, by id."""
+        return self.targets[self.rows_of(ids)]
+
+    def rows_of(self, ids: tuple[str, ...]) -> Ints:
+        """Row numbers of some training ids in ``train`` and ``targets``. Raises BadInput when one is missing."""
         rows = pd.Index(self.ids).get_indexer(pd.Index(ids))
         if (rows < 0).any():
             missing = np.array(ids, dtype=object)[rows < 0]
             raise BadInput(self.train_csv, f"{len(missing)} ids are missing: {some(missing)}")
-        return self.targets[rows]
+        return rows.astype(np.int64)
 
 
 def load_competition(settings: Competition, root: Path) -> CompetitionData:
@@ -99,6 +103,11 @@ def load_competition(settings: Competition, root: Path) -> CompetitionData:
         sample=sample,
         sample_csv=sample_csv,
     )
+
+
+def same_rows(first: Competition, second: Competition) -> bool:
+    """Whether two experiments are scored on the same rows; external training data may differ."""
+    return first.model_copy(update={"external": ()}) == second.model_copy(update={"external": ()})
 
 
 def read_rows(path: Path, settings: Competition, columns: list[str]) -> pd.DataFrame:

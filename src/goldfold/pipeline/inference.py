@@ -11,7 +11,7 @@ from goldfold.images import Images, ImageSpec, open_images
 from goldfold.machine import find_machine
 from goldfold.paths import Workspace, find_input
 from goldfold.pipeline.competition import locate_images, read_rows
-from goldfold.pipeline.stages import cache_folder
+from goldfold.pipeline.jobs import cache_folder
 from goldfold.predict import predict_bundle
 from goldfold.records import average
 
@@ -54,6 +54,7 @@ def predict_run(name: str, workspace: Workspace, csv: Path | None, pattern: str 
                 batch_size=config.tta.batch_size,
                 machine=machine,
                 what=f"{name} {folder.name}: predicting",
+                frame=rows,
             )
         )
     out = out or paths.folder / f"predict-{csv.stem}.parquet"

@@ -14,7 +14,7 @@ from goldfold.config.schema import BlendMethod, DistillRound, EnsembleRound, Pse
 from goldfold.ensemble import load_member, make_ensemble
 from goldfold.errors import BadInput, some
 from goldfold.paths import Workspace
-from goldfold.pipeline.competition import CompetitionData, load_competition
+from goldfold.pipeline.competition import CompetitionData, load_competition, same_rows
 from goldfold.pipeline.stages import train_run
 from goldfold.progress import say
 from goldfold.records import Predictions
@@ -93,7 +93,7 @@ def ensemble_runs(members: Sequence[str], name: str, method: BlendMethod, worksp
     """Blend finished runs into ``ensembles/<name>``. Raises BadInput when they cannot be aligned."""
     config = run_config(members[0], workspace)
     for other in members[1:]:
-        if run_config(other, workspace).competition != config.competition:
+        if not same_rows(run_config(other, workspace).competition, config.competition):
             raise BadInput(
                 other, f"its competition section differs from that of {members[0]}", "blend runs of one competition"
             )
@@ -206,7 +206,9 @@ def _refer(names: Sequence[str], made: dict[str, str], kind: str | None, where: 
 def _same_competition(path: Path, configs: dict[str, Config]) -> None:
     first = next(iter(configs.values()), None)
     for name, config in configs.items():
-        if first is not None and (config.competition, config.folds) != (first.competition, first.folds):
+        if first is None:
+            continue
+        if config.folds != first.folds or not same_rows(config.competition, first.competition):
             raise BadInput(
                 path,
                 f"the competition or folds section of '{name}' differs from that of '{first.name}'",

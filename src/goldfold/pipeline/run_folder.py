@@ -13,25 +13,30 @@ import goldfold
 from goldfold import files
 from goldfold.config import Config, changed_keys, dump_yaml, read_yaml
 from goldfold.errors import BadInput, some
-from goldfold.images import Images
 from goldfold.machine import Machine
 from goldfold.paths import FoldPaths, RunPaths, Workspace, find_input
 from goldfold.pipeline.competition import CompetitionData
+from goldfold.pipeline.jobs import Sources
 from goldfold.training import is_done
 
 # Keys that never change what a run computes.
 IRRELEVANT = ("name", "tracking", "train.workers", "input.cache", "input.cache_dir", "tta.batch_size")
 IMAGES = ("train_images", "test_images")
+EXTERNAL_IMAGES = "external images of"
 VERSIONS = ("goldfold", "torch", "timm", "albumentations", "numpy", "scikit-learn", "ttach")
 
 
 def digest_inputs(
-    config: Config, data: CompetitionData, workspace: Workspace, train_images: Images, test_images: Images | None
+    config: Config, data: CompetitionData, workspace: Workspace, sources: Sources
 ) -> dict[str, str | None]:
     """Digests of the files that a run depends on; None for images that are decoded at each read."""
     weights = config.model.weights if config.model.pretrained else None
     folds = files.sha256_file(workspace.folds(config.competition.name))
     teachers = {f"teacher {name}": teacher_digest(workspace.run(name), folds) for name in config.teacher.runs}
+    external: dict[str, str | None] = {
+        f"external {part.csv.name}": files.sha256_file(part.csv) for part, _ in sources.external
+    }
+    external |= {f"{EXTERNAL_IMAGES} {part.csv.name}": images.digest for part, images in sources.external}
     return {
         "train_csv": files.sha256_file(data.train_csv),
         "test_csv": None if data.test_csv is None else files.sha256_file(data.test_csv),
@@ -39,9 +44,10 @@ def digest_inputs(
         "weights": None
         if weights is None
         else files.sha256_file(find_input(workspace.root, config.competition.name, weights)),
-        "train_images": train_images.digest,
-        "test_images": None if test_images is None else test_images.digest,
+        "train_images": sources.train.digest,
+        "test_images": None if sources.test is None else sources.test.digest,
         **teachers,
+        **external,
     }
 
 
@@ -72,7 +78,8 @@ def open_run(paths: RunPaths, config: Config, inputs: dict[str, str | None], mac
     """Make the run's folder, or verify that it holds this very experiment. Returns its fingerprint."""
     values = config.model_dump(mode="json")
     # Images take no part, as their digests are unknown without a store, which may be switched on or off.
-    named = {name: digest for name, digest in inputs.items() if name not in IMAGES}
+    images = [name for name in inputs if name in IMAGES or name.startswith(EXTERNAL_IMAGES)]
+    named = {name: digest for name, digest in inputs.items() if name not in images}
     fingerprint = files.fingerprint({"config": relevant(values), "inputs": named})
     files.remove_leftovers(paths.folder)
     # A run that failed before its first epoch (weights that do not fit, say) may be started anew with other settings.
@@ -84,7 +91,7 @@ def open_run(paths: RunPaths, config: Config, inputs: dict[str, str | None], mac
         changed += [f"the file behind {name}" for name in named if known.get(name) != inputs[name]]
         changed += [
             f"{name.replace('_', ' ')} (their bytes)"
-            for name in IMAGES
+            for name in images
             if inputs[name] is not None and known.get(name) not in (None, inputs[name])
         ]
         if changed or record["fingerprint"] != fingerprint:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,21 +13,18 @@ import torch
 
 from goldfold import files
 from goldfold.config import Config
-from goldfold.data import Examples, add_soft_labels, blend_soft_labels, labelled
 from goldfold.errors import BadInput, GoldfoldError, some
 from goldfold.folds import open_folds
-from goldfold.images import Images, ImageSpec, open_images
 from goldfold.machine import Machine, find_machine
 from goldfold.metrics import score
-from goldfold.models import ModelSpec, make_spec
-from goldfold.paths import FoldPaths, RunPaths, Workspace, find_input
+from goldfold.paths import RunPaths, Workspace
 from goldfold.pipeline.competition import CompetitionData, load_competition
+from goldfold.pipeline.jobs import make_job, open_sources
 from goldfold.pipeline.run_folder import digest_inputs, fold_folders, is_whole, open_run, record_fold
-from goldfold.progress import say, warn
+from goldfold.progress import say
 from goldfold.records import FoldTable, Predictions, average, concatenate
-from goldfold.rounds import distill_labels, pseudo_labels
 from goldfold.tracking import WandbRun
-from goldfold.training import FoldJob, FoldResult, Recipe, drop_resume_state, is_done, train_fold
+from goldfold.training import FoldJob, FoldResult, drop_resume_state, is_done, train_fold
 
 
 def load_folds(config: Config, data: CompetitionData, workspace: Workspace, remake: bool = False) -> list[FoldTable]:
@@ -63,8 +59,8 @@ def train_run(config: Config, workspace: Workspace, only_folds: Sequence[int] = 
         raise BadInput("--fold", f"there is no fold {some(unknown)}", f"the folds are {some(folds, 30)}")
     paths = workspace.run(config.name)
     machine = find_machine(config.train)
-    train_images, test_images = _images(config, data, workspace)
-    inputs = digest_inputs(config, data, workspace, train_images, test_images)
+    sources = open_sources(config, data, workspace)
+    inputs = digest_inputs(config, data, workspace, sources)
     with files.locked(paths.folder):
         fingerprint = open_run(paths, config, inputs, machine)
     jobs = [(fold, seed) for seed in (config.train.seed, *config.train.seeds) for fold in only_folds or folds]
@@ -79,7 +75,7 @@ def train_run(config: Config, workspace: Workspace, only_folds: Sequence[int] = 
                 say(f"{config.name} {fold_paths.folder.name}: finished before, skipped")
                 continue
             table = next(table for table in tables if fold in table.folds)
-            job = _job(config, data, workspace, table, fold, seed, fold_paths, train_images, test_images, fingerprint)
+            job = make_job(config, data, workspace, table, fold, seed, fold_paths, sources, fingerprint)
             say(
                 f"{config.name} {fold_paths.folder.name}: {len(job.examples)} training rows, {len(job.valid_ids)} validation rows"
             )
@@ -121,115 +117,6 @@ def _train_alone(job: FoldJob, config: Config, workspace: Workspace, machine: Ma
             tracker.finish()
 
 
-def _job(
-    config: Config,
-    data: CompetitionData,
-    workspace: Workspace,
-    table: FoldTable,
-    fold: int,
-    seed: int,
-    paths: FoldPaths,
-    images: Images,
-    test_images: Images | None,
-    fingerprint: str,
-) -> FoldJob:
-    assert config.name is not None
-    train_ids, valid_ids = table.train_ids(fold), table.valid_ids(fold)
-    examples = labelled(images, train_ids, data.targets_of(train_ids))
-    mean = std = None
-    if data.task.name == "regression":
-        mean = tuple(float(value) for value in examples.targets.mean(axis=0, dtype=np.float64))
-        std = tuple(max(float(value), 1e-6) for value in examples.targets.std(axis=0, dtype=np.float64))
-    examples = _taught(config, data, workspace, fold, train_ids, examples, test_images)
-    weights = config.model.weights if config.model.pretrained else None
-    return FoldJob(
-        run=config.name,
-        fold=fold,
-        seed=seed,
-        paths=paths,
-        fingerprint=fingerprint,
-        id_column=config.competition.id,
-        task=data.task,
-        metrics=data.metrics,
-        recipe=_recipe(config),
-        spec=_spec(config, data, mean, std),
-        weights=None if weights is None else find_input(workspace.root, config.competition.name, weights),
-        examples=examples,
-        images=images,
-        valid_ids=valid_ids,
-        valid_targets=data.targets_of(valid_ids),
-        test=test_images,
-    )
-
-
-def _taught(
-    config: Config,
-    data: CompetitionData,
-    workspace: Workspace,
-    fold: int,
-    train_ids: tuple[str, ...],
-    examples: Examples,
-    test_images: Images | None,
-) -> Examples:
-    """Add what the fold's own teachers say of test and training images."""
-    teacher = config.teacher
-    runs = [workspace.run(name) for name in teacher.runs]
-    if teacher.distill:
-        soft = distill_labels(runs, fold, examples.images, train_ids, find_machine(config.train))
-        examples = blend_soft_labels(examples, train_ids, soft, teacher.distill, fold)
-    if teacher.test != "none":
-        if test_images is None:
-            raise BadInput("teacher.test", "the competition has no test_csv to label")
-        soft = pseudo_labels(
-            runs, fold, data.task, hard=teacher.test == "hard", min_prob=teacher.min_prob, weight=teacher.test_weight
-        )
-        say(f"{config.name} fold {fold}: {len(soft.ids)} of {len(data.test_ids)} test images pseudo-labelled")
-        if soft.ids:
-            examples = add_soft_labels(examples, test_images, soft, fold)
-        else:
-            warn(
-                f"{config.name} fold {fold}: no image reaches teacher.min_prob={teacher.min_prob}; it trains without any"
-            )
-    return examples
-
-
-def _recipe(config: Config) -> Recipe:
-    return Recipe(
-        config.input,
-        config.augment,
-        config.mix,
-        config.model,
-        config.loss,
-        config.optim,
-        config.schedule,
-        config.train,
-        config.balance,
-        config.tta,
-    )
-
-
-def _spec(
-    config: Config, data: CompetitionData, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
-) -> ModelSpec:
-    return make_spec(config.model, config.input, data.task, mean, std)
-
-
-def _images(config: Config, data: CompetitionData, workspace: Workspace) -> tuple[Images, Images | None]:
-    spec = ImageSpec.from_config(config.input)
-    folder = cache_folder(config, workspace)
-    train = open_images(folder, data.ids, data.train_paths, spec, what="train images")
-    if data.test_csv is None:
-        return train, None
-    return train, open_images(folder, data.test_ids, list(data.test_paths), spec, what="test images")
-
-
-def cache_folder(config: Config, workspace: Workspace) -> Path | None:
-    """Where decoded images are stored; None: they are decoded each time."""
-    if not config.input.cache:
-        return None
-    return workspace.root / config.input.cache_dir if config.input.cache_dir else workspace.cache()
-
-
 def _gather(
     config: Config, data: CompetitionData, paths: RunPaths, tables: Sequence[FoldTable], folds: Sequence[int]
 ) -> dict[str, Any]:
@@ -263,10 +150,16 @@ def _gather(
         "folds": scores,
         "seeds": [config.train.seed, *config.train.seeds],
         "keep": config.train.keep,
+        "optimistic": optimistic(config),
         "leaky": False,
     }
     files.write_json(paths.cv, cv)
     return cv
+
+
+def optimistic(config: Config) -> bool:
+    """Whether validation labels chose the weights, so that the run's own scores are a little too good."""
+    return config.train.keep == "best" or (config.train.soup.epochs > 0 and config.train.soup.method == "greedy")
 
 
 def _scores(data: CompetitionData, truth: Any, predictions: Predictions) -> dict[str, float | None]:

@@ -1,5 +1,17 @@
 """Training of one fold."""
 
-from goldfold.training.loop import FoldJob, FoldResult, Recipe, drop_resume_state, is_done, train_fold
+from goldfold.training.finish import drop_resume_state, is_done
+from goldfold.training.job import FoldJob, FoldResult, Recipe
+from goldfold.training.loop import train_fold
+from goldfold.training.lr_finder import LrRange, find_lr_range
 
-__all__ = ["FoldJob", "FoldResult", "Recipe", "drop_resume_state", "is_done", "train_fold"]
+__all__ = [
+    "FoldJob",
+    "FoldResult",
+    "LrRange",
+    "Recipe",
+    "drop_resume_state",
+    "find_lr_range",
+    "is_done",
+    "train_fold",
+]

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from goldfold import files
 from goldfold.errors import BadInput
 
-TENSOR, PAIRS, TUPLE = "__tensor__", "__pairs__", "__tuple__"
+TENSOR, PAIRS, TUPLE, DTYPE = "__tensor__", "__pairs__", "__tuple__", "__dtype__"
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -54,6 +54,8 @@ def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return {TUPLE: [_pack(item, tensors) for item in value]}
     if isinstance(value, list):
         return [_pack(item, tensors) for item in value]
+    if isinstance(value, torch.dtype):  # some optimizers keep the precision of their averages
+        return {DTYPE: str(value).removeprefix("torch.")}
     return value
 
 
@@ -65,5 +67,14 @@ def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
             return tensors[value[TENSOR]]
         if TUPLE in value:
             return tuple(_unpack(item, tensors) for item in value[TUPLE])
+        if DTYPE in value:
+            return _dtype(value[DTYPE])
         return {key: _unpack(item, tensors) for key, item in value[PAIRS]}
     return value
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"no such precision: {name}")
+    return found

@@ -1,0 +1,15 @@
+"""Transforms of training images. albumentations stays behind this room."""
+
+from goldfold.augment.augmenter import Augmenter, centre, make_augmenter, try_augmenter
+from goldfold.augment.erase import erase_batch
+from goldfold.augment.presets import LABEL_SAFE, PRESETS
+
+__all__ = [
+    "LABEL_SAFE",
+    "PRESETS",
+    "Augmenter",
+    "centre",
+    "erase_batch",
+    "make_augmenter",
+    "try_augmenter",
+]

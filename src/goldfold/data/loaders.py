@@ -1,0 +1,200 @@
+"""The order of an epoch and its batches, whichever process makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from goldfold.augment import Augmenter, centre
+from goldfold.data.examples import Examples
+from goldfold.errors import GoldfoldError
+from goldfold.features import Features
+from goldfold.images import Images
+from goldfold.images.colour import PLAIN, InputColours
+from goldfold.records import Ints
+from goldfold.seeds import derive_seed
+
+B = TypeVar("B")
+RARE, VIEW = 1, 2
+"""What a batch's derived seed is for."""
+
+
+class TrainBatch(NamedTuple):
+    """``pixels`` (B, S, S, C) uint8, or (3B, ...) with AugMix's views; or stored features (B, ...) float16.
+
+    ``targets`` (B, C), ``weights`` (B,), ``metadata`` (B, M), ``auxiliary`` (B, A), ``auxiliary_weights`` (B, K).
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    weights: Tensor
+    metadata: Tensor
+    auxiliary: Tensor
+    auxiliary_weights: Tensor
+
+    def to(self, device: torch.device) -> TrainBatch:
+        return TrainBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One batch to be made: its rows, and the seed of its draws, whichever process makes it."""
+
+    rows: Ints
+    seed: int
+
+
+class Batches(Generic[B]):
+    """A loader's batches. An error in a loader process is raised here as itself, not as torch's report of it."""
+
+    def __init__(self, loader: DataLoader[B]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[B]:
+        for batch in self.loader:
+            if isinstance(batch, GoldfoldError):
+                raise batch
+            yield batch
+
+
+class PixelBatches(Dataset[TrainBatch | GoldfoldError]):
+    """Augmented pixels, made whole from a Request. ``rare`` (N,) rows have an augmentation of their own."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        augment: Augmenter,
+        rare: npt.NDArray[np.bool_] | None = None,
+        rare_augment: Augmenter | None = None,
+    ) -> None:
+        self.examples, self.augment, self.rare, self.rare_augment = examples, augment, rare, rare_augment
+
+    def __getitems__(self, request: Request) -> TrainBatch | GoldfoldError:
+        try:
+            pixels = self.augment(self.examples.images.read(self.examples.rows[request.rows]), request.seed)
+            if self.rare is not None and self.rare_augment is not None and self.rare[request.rows].any():
+                rare = np.flatnonzero(self.rare[request.rows])
+                plain = self.examples.images.read(self.examples.rows[request.rows[rare]])
+                views = np.arange(len(pixels) // len(request.rows))[:, None] * len(request.rows)
+                pixels = pixels.copy()
+                pixels[(views + rare).ravel()] = self.rare_augment(plain, derive_seed(request.seed, RARE))
+        except GoldfoldError as error:
+            return error
+        return _batch(pixels, self.examples, request.rows)
+
+
+class FeatureBatches(Dataset[TrainBatch | GoldfoldError]):
+    """Stored features of the frozen trunk: of each row one view, drawn by the batch's seed."""
+
+    def __init__(self, examples: Examples, features: Features) -> None:
+        self.examples, self.features = examples, features
+
+    def __getitems__(self, request: Request) -> TrainBatch | GoldfoldError:
+        rng = np.random.default_rng(derive_seed(request.seed, VIEW))
+        views = rng.integers(self.features.n_views, size=len(request.rows))
+        stored = self.features.read(self.examples.rows[request.rows], views)
+        return _batch(stored, self.examples, request.rows)
+
+
+def _batch(pixels: npt.NDArray[Any], examples: Examples, rows: Ints) -> TrainBatch:
+    parts = (examples.targets, examples.weights, examples.metadata, examples.auxiliary, examples.auxiliary_weights)
+    return TrainBatch(torch.from_numpy(pixels), *(torch.from_numpy(part[rows]) for part in parts))
+
+
+class EpochOrder(Sampler[Request]):
+    """The batches of an epoch, a pure function of (seed, epoch); rank r takes the r-th part of each global batch.
+
+    ``draw``: from a seed to the row numbers of an epoch, always equally many. Rows that do not fill a last batch wait
+    for another epoch's order (all rows, when they fill no batch at all).
+    """
+
+    def __init__(
+        self, draw: Callable[[int], Ints], batch_size: int, *seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.draw, self.batch_size, self.seed, self.epoch = draw, batch_size, seed, 0
+        self.rank, self.world = rank, world
+        self.n = len(draw(0))
+
+    def __len__(self) -> int:
+        return max(self.n // (self.batch_size * self.world), 1)
+
+    def __iter__(self) -> Iterator[Request]:
+        order = self.draw(derive_seed(*self.seed, self.epoch))
+        step = self.batch_size * self.world
+        for number in range(len(self)):
+            rows = order[number * step : (number + 1) * step][self.rank :: self.world]
+            yield Request(rows, derive_seed(*self.seed, self.epoch, number, self.rank))
+
+
+def train_loader(
+    batches: PixelBatches | FeatureBatches, order: EpochOrder, *, workers: int, pin_memory: bool
+) -> Batches[TrainBatch]:
+    """Batches in the order's order. The number of workers never changes what they hold."""
+    loader: DataLoader[Any] = DataLoader(
+        batches,
+        batch_sampler=order,  # type: ignore[arg-type]  # it yields Requests, which the data set takes whole
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        worker_init_fn=_start_worker,
+    )
+    return Batches(loader)
+
+
+class PlainBatches(Dataset[Tensor | GoldfoldError]):
+    """Pixels (B, S, S, C) uint8 of given rows without augmentation, in order, in the network's colours."""
+
+    def __init__(self, images: Images, rows: Ints, size: int, batch_size: int, colours: InputColours) -> None:
+        self.images, self.size, self.colours = images, size, colours
+        self.batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> Tensor | GoldfoldError:
+        try:
+            return torch.from_numpy(centre(self.images.read(self.batches[number]), self.size, self.colours))
+        except GoldfoldError as error:
+            return error
+
+
+def plain_loader(
+    images: Images,
+    rows: Ints,
+    size: int,
+    batch_size: int,
+    *,
+    workers: int,
+    pin_memory: bool,
+    colours: InputColours = PLAIN,
+) -> Batches[Tensor]:
+    batches = PlainBatches(images, rows, size, batch_size, colours)
+    loader: DataLoader[Any] = DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=min(workers, len(batches)),
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+    )
+    return Batches(loader)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(number: int) -> None:
+    # OpenCV's own threads would fight with the other workers for the cores.
+    cv2.setNumThreads(0)

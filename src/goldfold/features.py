@@ -1,0 +1,255 @@
+"""The store of features: what a frozen trunk makes of every view of every image, computed once, read from a memory map.
+
+    <folder>/features/<key>/features.npy    (V, N, ...) float16
+    <folder>/features/<key>/index.json      ids, shape, views, what the key was made of
+    <folder>/features/<key>.lock/           held by the process that builds the store
+    <folder>/features/<key>.building/       a store being built, or what a killed builder left
+
+The key is a digest of all that the features depend on (weights, network, images, size, views), so a store never goes
+stale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from goldfold import files
+from goldfold.augment import centre
+from goldfold.errors import BadInput, GoldfoldError
+from goldfold.images import Images
+from goldfold.images.colour import InputColours
+from goldfold.machine import Machine
+from goldfold.progress import progress, say, warn
+
+FORMAT = 1
+"""Raise it when the features or the layout change, so that older stores are left alone."""
+
+VIEWS = {"none": 1, "hflip": 2, "flips": 4, "d4": 8}
+"""How many of ``turned``'s views a name stands for, from the first on."""
+
+Rows = npt.NDArray[np.integer[Any]]
+Array = npt.NDArray[Any]
+
+
+def turned(images: Array, view: int) -> Array:
+    """One of the 8 ways in which a square lies on itself: images (B, S, S, C) → (B, S, S, C), a view of them.
+
+    0: as it is, 1: left and right swapped, 2: upside down, 3: both (half a turn); 4 to 7: those, transposed.
+    """
+    if not 0 <= view < 8:
+        raise ValueError(f"view {view} of 8")
+    if view & 1:
+        images = images[:, :, ::-1]
+    if view & 2:
+        images = images[:, ::-1]
+    if view & 4:
+        images = images.swapaxes(1, 2)
+    return images
+
+
+class Features:
+    """Features in a store. ``shape``: of one image's; ``n_views``: views of each image.
+
+    Pickles as the folder's name: a loader process opens its own memory map. Raises BadInput when the store is missing,
+    cut short or not a store.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        index = files.read_json(folder / "index.json")
+        try:
+            values = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+            self.ids: tuple[str, ...] = tuple(index["ids"])
+            self.n_views: int = index["n_views"]
+            self.shape: tuple[int, ...] = tuple(index["shape"])
+            whole = values.offset + values.nbytes == (folder / "features.npy").stat().st_size
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(folder, f"the store of features is broken ({error})", "delete it and run again") from error
+        if not whole or values.dtype != np.float16 or values.shape != (self.n_views, len(self.ids), *self.shape):
+            raise BadInput(folder, "features.npy is not what index.json says", "delete the folder and run again")
+        # A plain view: np.memmap costs time at every indexing.
+        self._values: npt.NDArray[np.float16] = values.view(np.ndarray)
+
+    def read(self, rows: Rows, views: Rows) -> npt.NDArray[np.float16]:
+        """Of each row of the images, that view (rows and views (B,)) → (B, ...), a fresh array. Raises IndexError."""
+        rows, views = np.asarray(rows, dtype=np.int64), np.asarray(views, dtype=np.int64)
+        if rows.size and min(rows.min(), views.min()) < 0:
+            raise IndexError(f"row {rows.min()}, view {views.min()} of a store of features")
+        return self._values[views, rows]
+
+    def __reduce__(self) -> tuple[type[Features], tuple[Path]]:
+        return Features, (self.folder,)
+
+
+def open_features(
+    folder: Path,
+    key: dict[str, Any],
+    trunk: Callable[[Tensor], Tensor],
+    prepare: Callable[[Tensor], Tensor],
+    images: Images,
+    size: int,
+    colours: InputColours,
+    views: str,
+    machine: Machine,
+    batch_size: int = 128,
+    what: str = "features",
+) -> Features:
+    """The features of all ``images``, from the store in ``folder``, which is built when missing.
+
+    ``key``: JSON values, digests of all that the features depend on but size, colours and views. ``trunk``: prepared
+    images → features (B, ...); ``prepare``: uint8 pixels (B, size, size, C) on the device → prepared images. Two
+    processes may build at once: the second waits and reuses. Raises BadInput for a full disk or a folder that cannot be
+    written, and GoldfoldError for features that float16 does not hold.
+    """
+    source = {"key": key, "size": size, "colours": repr(colours), "views": views}
+    # The same key with another library may be cut elsewhere.
+    source["place"] = getattr(trunk, "place", None)
+    name = files.fingerprint({"format": FORMAT, "ids": images.ids, **source})[:32]
+    folder = folder / "features"  # apart from the store of images, whose locks are of another kind
+    try:
+        found = _open(folder / name)
+        if found is not None:
+            return found
+        folder.mkdir(parents=True, exist_ok=True)
+        with _held(folder, name, what):
+            found = _open(folder / name)
+            if found is not None:
+                return found
+            _remove_dead_builds(folder, name)
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+            building = folder / f"{name}.building"
+            building.mkdir()
+            try:
+                batches = _Batches(trunk, prepare, images, size, colours, VIEWS[views], machine, batch_size)
+                shape = _write(building / "features.npy", folder / name, batches, what)
+                index = {"format": FORMAT, "ids": images.ids, "n_views": VIEWS[views], "shape": shape, "source": source}
+                files.write_json(building / "index.json", index)
+                building.rename(folder / name)
+            except BaseException:
+                shutil.rmtree(building, ignore_errors=True)
+                raise
+            return Features(folder / name)
+    except OSError as error:
+        mend = "set input.cache_dir to a folder with room that you may write to, or model.freeze.cache to false"
+        raise BadInput(folder, f"the store of features cannot be kept here ({error})", mend) from error
+
+
+def _open(folder: Path) -> Features | None:
+    if not folder.exists():
+        return None
+    try:
+        return Features(folder)
+    except BadInput as error:
+        warn(f"{error} (it is built again)")
+        return None
+
+
+@contextlib.contextmanager
+def _held(folder: Path, name: str, what: str) -> Iterator[None]:
+    lock = folder / f"{name}.lock"
+    with files.locked(lock, wait=False) as held:
+        if held:
+            yield
+            return
+    say(f"{what}: waiting for another process that computes them")
+    with files.locked(lock):
+        yield
+
+
+def _remove_dead_builds(folder: Path, name: str) -> None:
+    """Remove half-built stores whose builder is gone: nobody holds their lock. We hold the lock of ``name``."""
+    for left in folder.glob("*.building"):
+        if left.stem == name:
+            shutil.rmtree(left)
+        else:
+            with files.locked(folder / f"{left.stem}.lock", wait=False) as held:
+                if held:
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+class _Batches:
+    """The features of every image, batch by batch: (first row, view, values (B, ...) float16)."""
+
+    def __init__(
+        self,
+        trunk: Callable[[Tensor], Tensor],
+        prepare: Callable[[Tensor], Tensor],
+        images: Images,
+        size: int,
+        colours: InputColours,
+        n_views: int,
+        machine: Machine,
+        batch_size: int,
+    ) -> None:
+        self.trunk, self.prepare, self.images, self.size, self.colours = trunk, prepare, images, size, colours
+        self.n_views, self.machine, self.batch_size = n_views, machine, batch_size
+
+    @property
+    def n_images(self) -> int:
+        return len(self.images.ids)
+
+    def __len__(self) -> int:
+        return -(-self.n_images // self.batch_size) * self.n_views
+
+    def __iter__(self) -> Iterator[tuple[int, int, npt.NDArray[np.float16]]]:
+        for start in range(0, self.n_images, self.batch_size):
+            rows = range(start, min(start + self.batch_size, self.n_images))
+            pixels = centre(self.images.read(rows), self.size, self.colours)
+            for view in range(self.n_views):
+                yield start, view, self._compute(turned(pixels, view))
+
+    def _compute(self, pixels: Array) -> npt.NDArray[np.float16]:
+        moved = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.machine.device)
+        with torch.no_grad(), self.machine.autocast():
+            values = self.trunk(self.prepare(moved)).float()
+        largest = float(values.abs().max())
+        if not largest <= float(np.finfo(np.float16).max):  # NaN too
+            what = (
+                f"a feature of the frozen layers is {largest:.3g}, and the store of features holds numbers up to 65504"
+            )
+            raise GoldfoldError(f"{what}; set model.freeze.cache to false")
+        return values.half().cpu().numpy()
+
+
+def _write(path: Path, target: Path, batches: _Batches, what: str) -> tuple[int, ...]:
+    """Write (V, N, ...) as .npy; the shape of one image's features. Raises BadInput when the disk lacks room."""
+    out: npt.NDArray[np.float16] | None = None
+    for start, view, values in progress(batches, f"{what}: computing", len(batches), "batches"):
+        if out is None:
+            shape = (batches.n_views, batches.n_images, *values.shape[1:])
+            _check_room(path.parent, int(np.prod(shape)) * 2, what)
+            size = f"{int(np.prod(shape)) * 2 / 1e9:.3g} GB"
+            say(f"{what}: computing {batches.n_images} in {batches.n_views} views to {target} ({size})")
+            out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+            with path.open("rb+") as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)  # a full disk fails now, not in hours
+        out[view, start : start + len(values)] = values
+    if out is None:
+        raise GoldfoldError(f"{what}: there are no images")
+    out.flush()  # type: ignore[attr-defined]
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return tuple(out.shape[2:])
+
+
+def _check_room(folder: Path, need: int, what: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if need >= free:
+        raise BadInput(
+            folder.parent,
+            f"{what} need {need / 1e9:.3g} GB, {free / 1e9:.3g} GB are free",
+            "make room, set input.cache_dir to another disk, freeze more stages, take fewer model.freeze.cache_views, "
+            "or set model.freeze.cache to false",
+        )

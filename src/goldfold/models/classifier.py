@@ -1,0 +1,143 @@
+"""A backbone with a head for the task; pixels in, probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from goldfold.errors import BadInput
+from goldfold.models.heads import CosineLinear, MetadataBranch, hidden_layers, kaiming
+from goldfold.models.pooling import Pooling, find_form
+from goldfold.models.spec import ModelSpec
+
+AUXILIARY = "auxiliary."
+
+
+class Classifier(nn.Module):
+    """``forward``: normalised images (B, in_chans, H, W) and metadata (B, M) or None → logits (B, L).
+
+    In training mode the logits of the auxiliary heads, ``auxiliary`` columns each, follow the L of the task.
+    ``backbone`` gives features (B, W), or its last map or tokens where the spec names a pooling.
+    """
+
+    def __init__(self, spec: ModelSpec, backbone: nn.Module, auxiliary: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = backbone
+        # Families with a wide layer after pooling say so apart from num_features.
+        width = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
+        self.pooling: Pooling | None = None
+        if spec.pool is not None:
+            self.pooling = Pooling(spec.pool, find_form(backbone, spec.backbone, spec.in_chans, spec.size), spec.reduce)
+            width = self.pooling.width
+        self.metadata: MetadataBranch | None = None
+        if spec.metadata is not None:
+            self.metadata = MetadataBranch(spec.metadata)
+            width += self.metadata.width
+        head = spec.head
+        self.hidden = hidden_layers(width, head.hidden, head.activation, spec.drop_rate)
+        last = head.hidden[-1] if head.hidden else width
+        self.head: nn.Linear = (
+            CosineLinear(last, spec.n_logits, head.scale) if head.kind == "arcface" else nn.Linear(last, spec.n_logits)
+        )
+        self.head_drop = nn.Dropout(spec.drop_rate)
+        self.auxiliary = nn.ModuleList(nn.Linear(width, count) for count in auxiliary)
+        self.frozen: list[nn.Module] = []
+        self.learnable = frozenset(name for name, value in backbone.named_parameters() if value.requires_grad)
+        """Parameters of the backbone that it does not itself fix."""
+        # (x / 255 - mean) / std, with both constants scaled to pixels of 0..255 once. Not in the state: the spec has them.
+        self._shift = torch.tensor(spec.mean).view(1, -1, 1, 1) * 255
+        self._scale = 1 / (torch.tensor(spec.std).view(1, -1, 1, 1) * 255)
+
+    def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
+        features = self.backbone(images)
+        if self.pooling is not None:
+            features = self.pooling(features)
+        features = self._join(features, metadata)
+        if not self.training:
+            return self.head(self.hidden(features))
+        # Multi-sample dropout (Inoue 2019): one pass through the backbone, the mean logits over several dropout masks.
+        logits = [self._all_logits(self.head_drop(features)) for _ in range(self.spec.head.dropouts)]
+        return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
+
+    def _join(self, features: Tensor, metadata: Tensor | None) -> Tensor:
+        width = 0 if self.spec.metadata is None else self.spec.metadata.width
+        given = 0 if metadata is None else metadata.shape[1]
+        if given != width:
+            what = f"the network takes {width} encoded columns and got {given}"
+            raise BadInput("model.metadata", what, "give the columns that it was trained with")
+        if self.metadata is None:
+            return features
+        return torch.cat([features, self.metadata(metadata).to(features.dtype)], dim=1)
+
+    def _all_logits(self, features: Tensor) -> Tensor:
+        logits = self.head(self.hidden(features))
+        if not self.auxiliary:
+            return logits
+        return torch.cat([logits, *(head(features).to(logits.dtype) for head in self.auxiliary)], dim=1)
+
+    def prepare(self, pixels: Tensor, memory_format: torch.memory_format = torch.channels_last) -> Tensor:
+        """uint8 pixels (B, H, W, C) on the device → normalised float32 images (B, in_chans, H, W)."""
+        images = pixels.permute(0, 3, 1, 2).float()
+        if images.shape[1] != self.spec.in_chans:
+            images = images.expand(-1, self.spec.in_chans, -1, -1)
+        if self.spec.normalise != "fixed":
+            images = standardise(images, (2, 3) if self.spec.normalise == "image_per_channel" else (1, 2, 3))
+            return images.contiguous(memory_format=memory_format)
+        if self._shift.device != images.device:
+            self._shift, self._scale = self._shift.to(images.device), self._scale.to(images.device)
+        return ((images - self._shift) * self._scale).contiguous(memory_format=memory_format)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits (B, L) → float32 probabilities (B, C), or values in the target's units for regression."""
+        logits = logits.float()
+        if self.spec.activation == "softmax":
+            return logits.softmax(dim=1)
+        if self.spec.activation == "sigmoid":
+            return logits.sigmoid()
+        if self.spec.activation == "cumulative":
+            return grades(logits.sigmoid())
+        if self.spec.target_mean is None or self.spec.target_std is None:
+            return logits
+        return logits * logits.new_tensor(self.spec.target_std) + logits.new_tensor(self.spec.target_mean)
+
+    def train(self, mode: bool = True) -> Classifier:
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()  # a frozen layer's batch-norm statistics stay as they are
+        return self
+
+    def init_kaiming(self) -> None:
+        """He et al.'s weights (2015) in all linear layers that are not the backbone's, but for embeddings."""
+        branch = None if self.metadata is None else self.metadata.layers
+        kaiming([self.pooling, branch, self.hidden, self.head, self.auxiliary])
+
+    def inference_state(self) -> dict[str, Tensor]:
+        """The state dict without the auxiliary heads."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(AUXILIARY)}
+
+    def load_inference_state(self, state: dict[str, Tensor]) -> None:
+        """Take over an ``inference_state``; auxiliary heads stay as they are. Raises RuntimeError when it does not fit."""
+        own = self.inference_state()
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or unexpected:
+            raise RuntimeError(f"missing keys: {missing}; unexpected keys: {unexpected}")
+        self.load_state_dict(state, strict=False)
+
+
+def standardise(images: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Images (B, C, H, W) in 0..255 minus their mean over their deviation, both over ``dims``."""
+    std, mean = torch.std_mean(images, dim=dims, correction=0, keepdim=True)
+    # No image of whole numbers deviates less, unless it is flat (TensorFlow's per_image_standardization).
+    least = images[0].numel() ** -0.5 if 1 in dims else images[0, 0].numel() ** -0.5
+    return (images - mean) / std.clamp(min=least)
+
+
+def grades(above: Tensor) -> Tensor:
+    """P(grade > k) (B, C-1) → P(grade = k) (B, C). Estimates that contradict their order are made monotone first."""
+    above = above.cummin(dim=1).values
+    edge = above.new_ones(len(above), 1)
+    bounds = torch.cat([edge, above, torch.zeros_like(edge)], dim=1)
+    return bounds[:, :-1] - bounds[:, 1:]

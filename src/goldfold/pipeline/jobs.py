@@ -1,0 +1,232 @@
+"""One fold's job: its rows, what its teachers and other data sets add, its network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from goldfold.augment import centre
+from goldfold.config import Config
+from goldfold.data import Examples, add_external, add_soft_labels, blend_soft_labels, labelled, rows_of
+from goldfold.errors import BadInput
+from goldfold.images import Images, ImageSpec, open_images
+from goldfold.images.colour import InputColours
+from goldfold.losses import AuxiliaryTask, make_auxiliary
+from goldfold.machine import find_machine
+from goldfold.metadata import MetadataEncoder, fit_metadata
+from goldfold.models import MetadataShape, ModelSpec, make_spec
+from goldfold.paths import FoldPaths, Workspace, find_input
+from goldfold.pipeline.competition import CompetitionData
+from goldfold.pipeline.external import ExternalData, identical_rows, load_external
+from goldfold.progress import say, warn
+from goldfold.records import FoldTable, Ints
+from goldfold.rounds import distill_labels, pseudo_labels
+from goldfold.training import FoldJob, Recipe
+
+STATISTICS_OF = 512
+"""Images that the pixel mean and deviation of a colour space are measured on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """The images of an experiment, opened once for all folds."""
+
+    train: Images
+    test: Images | None
+    external: tuple[tuple[ExternalData, Images], ...] = ()
+
+
+def open_sources(config: Config, data: CompetitionData, workspace: Workspace) -> Sources:
+    """Decode and store what is not yet stored. Raises BadInput on unreadable images and bad external tables."""
+    spec = ImageSpec.from_config(config.input)
+    folder = cache_folder(config, workspace)
+    train = open_images(folder, data.ids, data.train_paths, spec, what="train images")
+    test = None
+    if data.test_csv is not None:
+        test = open_images(folder, data.test_ids, list(data.test_paths), spec, what="test images")
+    sets = load_external(config.competition, data.task, workspace.root, data.ids, data.test_ids)
+    external = tuple((part, open_images(folder, part.ids, part.paths, spec, what=part.csv.name)) for part in sets)
+    return Sources(train, test, external)
+
+
+def cache_folder(config: Config, workspace: Workspace) -> Path | None:
+    """Where decoded images are stored; None: they are decoded each time."""
+    if not config.input.cache:
+        return None
+    return workspace.root / config.input.cache_dir if config.input.cache_dir else workspace.cache()
+
+
+def make_job(
+    config: Config,
+    data: CompetitionData,
+    workspace: Workspace,
+    table: FoldTable,
+    fold: int,
+    seed: int,
+    paths: FoldPaths,
+    sources: Sources,
+    fingerprint: str,
+) -> FoldJob:
+    """All that training this fold needs. Raises BadInput and, when a teacher has seen the fold, LeakError."""
+    assert config.name is not None
+    train_ids, valid_ids = table.train_ids(fold), table.valid_ids(fold)
+    encoder = fit_encoder(config, data, train_ids)
+    auxiliary, columns, masks = fit_auxiliary(config, data, train_ids)
+    rows = data.rows_of(train_ids)
+    examples = labelled(
+        sources.train,
+        train_ids,
+        data.targets_of(train_ids),
+        metadata=None if encoder is None else encoder.transform(data.train.iloc[rows], data.train_csv, data.settings.id),
+        auxiliary=columns[rows],
+        auxiliary_weights=masks[rows],
+    )
+    mean = std = None
+    if data.task.name == "regression":
+        mean = tuple(float(value) for value in examples.targets.mean(axis=0, dtype=np.float64))
+        std = tuple(max(float(value), 1e-6) for value in examples.targets.std(axis=0, dtype=np.float64))
+    spec = fold_spec(config, data, encoder, sources.train, rows_of(sources.train, train_ids))
+    examples = _taught(config, data, workspace, fold, train_ids, examples, sources.test, encoder)
+    examples = _extended(config, fold, examples, sources, rows_of(sources.train, valid_ids), encoder)
+    weights = config.model.weights if config.model.pretrained else None
+    test_metadata = None
+    if encoder is not None and data.test is not None and data.test_csv is not None:
+        test_metadata = encoder.transform(data.test, data.test_csv, data.settings.id)
+    valid_rows = data.train.iloc[data.rows_of(valid_ids)]
+    return FoldJob(
+        run=config.name,
+        fold=fold,
+        seed=seed,
+        paths=paths,
+        fingerprint=fingerprint,
+        id_column=config.competition.id,
+        task=data.task,
+        metrics=data.metrics,
+        recipe=make_recipe(config),
+        spec=replace(spec, target_mean=mean, target_std=std),
+        weights=None if weights is None else find_input(workspace.root, config.competition.name, weights),
+        examples=examples,
+        images=sources.train,
+        valid_ids=valid_ids,
+        valid_targets=data.targets_of(valid_ids),
+        test=sources.test,
+        metadata=encoder,
+        valid_metadata=None if encoder is None else encoder.transform(valid_rows, data.train_csv, data.settings.id),
+        test_metadata=test_metadata,
+        auxiliary=auxiliary,
+        cache=cache_folder(config, workspace),
+    )
+
+
+def fit_encoder(config: Config, data: CompetitionData, train_ids: tuple[str, ...]) -> MetadataEncoder | None:
+    """The encoder of the CSV's columns, fitted on training rows alone; None where no column is used."""
+    settings = config.model.metadata
+    if not (settings.numeric or settings.categorical):
+        return None
+    return fit_metadata(settings, data.train.iloc[data.rows_of(train_ids)], data.train_csv, data.settings.id)
+
+
+def fit_auxiliary(
+    config: Config, data: CompetitionData, train_ids: tuple[str, ...]
+) -> tuple[tuple[AuxiliaryTask, ...], np.ndarray, np.ndarray]:
+    """Auxiliary tasks with their targets (N, A) and weights (N, K) for all rows of the train CSV."""
+    chosen = np.zeros(len(data.ids), dtype=bool)
+    chosen[data.rows_of(train_ids)] = True
+    for task in config.loss.auxiliary:
+        if task.column in data.target_columns:
+            raise BadInput("loss.auxiliary", f"'{task.column}' is the target itself", "name another column")
+    return make_auxiliary(config.loss.auxiliary, data.train, data.train_csv, fit=chosen)
+
+
+def fold_spec(
+    config: Config, data: CompetitionData, encoder: MetadataEncoder | None, images: Images | None, rows: Ints
+) -> ModelSpec:
+    """The network of a fold; pixel statistics of a colour space of its own are measured on its training ``rows``."""
+    shape = None if encoder is None else MetadataShape(encoder.n_numeric, encoder.widths)
+    colours = InputColours.from_config(config.input)
+    own = colours != InputColours("rgb", "none") and config.input.normalise == "fixed"
+    stats = None
+    if own and images is not None and (config.model.mean is None or config.model.std is None):
+        chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), STATISTICS_OF)).astype(int)]
+        pixels = centre(images.read(np.sort(chosen)), config.input.size, colours) / np.float32(255)
+        mean, std = pixels.mean(axis=(0, 1, 2), dtype=np.float64), pixels.std(axis=(0, 1, 2), dtype=np.float64)
+        stats = tuple(map(float, mean)), tuple(float(max(value, 1 / 255)) for value in std)
+    return make_spec(config.model, config.input, data.task, metadata=shape, pixel_stats=stats)
+
+
+def _taught(
+    config: Config,
+    data: CompetitionData,
+    workspace: Workspace,
+    fold: int,
+    train_ids: tuple[str, ...],
+    examples: Examples,
+    test_images: Images | None,
+    encoder: MetadataEncoder | None,
+) -> Examples:
+    """Add what the fold's own teachers say of test and training images."""
+    teacher = config.teacher
+    runs = [workspace.run(name) for name in teacher.runs]
+    if teacher.distill:
+        frame = data.train.iloc[data.rows_of(train_ids)]
+        soft = distill_labels(runs, fold, examples.images, train_ids, find_machine(config.train), frame)
+        examples = blend_soft_labels(examples, train_ids, soft, teacher.distill, fold)
+    if teacher.test != "none":
+        if test_images is None or data.test is None:
+            raise BadInput("teacher.test", "the competition has no test_csv to label")
+        soft = pseudo_labels(
+            runs, fold, data.task, hard=teacher.test == "hard", min_prob=teacher.min_prob, weight=teacher.test_weight
+        )
+        say(f"{config.name} fold {fold}: {len(soft.ids)} of {len(data.test_ids)} test images pseudo-labelled")
+        if soft.ids:
+            metadata = None
+            if encoder is not None:
+                rows = pd.Index(data.test_ids).get_indexer(pd.Index(soft.ids))
+                metadata = encoder.transform(data.test.iloc[rows], data.test_csv, data.settings.id)
+            examples = add_soft_labels(examples, test_images, soft, fold, metadata)
+        else:
+            warn(
+                f"{config.name} fold {fold}: no image reaches teacher.min_prob={teacher.min_prob}; it trains without any"
+            )
+    return examples
+
+
+def _extended(
+    config: Config,
+    fold: int,
+    examples: Examples,
+    sources: Sources,
+    valid_rows: Ints,
+    encoder: MetadataEncoder | None,
+) -> Examples:
+    """Add external data sets, without the images that this fold is validated on."""
+    for part, images in sources.external:
+        known = identical_rows(images, sources.train, valid_rows)
+        if known.any():
+            say(f"{config.name} fold {fold}: {known.sum()} images of {part.csv.name} are validation images, left out")
+        keep = np.flatnonzero(~known)
+        if not len(keep):
+            continue
+        metadata = None if encoder is None else encoder.transform(part.frame.iloc[keep], part.csv, config.competition.id)
+        ids = tuple(part.ids[place] for place in keep)
+        examples = add_external(examples, images, ids, part.targets[keep], part.weight, metadata)
+    return examples
+
+
+def make_recipe(config: Config) -> Recipe:
+    """The sections that a training goes by."""
+    return Recipe(
+        config.input,
+        config.augment,
+        config.mix,
+        config.model,
+        config.loss,
+        config.optim,
+        config.schedule,
+        config.train,
+        config.balance,
+        config.tta,
+    )

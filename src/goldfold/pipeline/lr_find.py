@@ -1,0 +1,56 @@
+"""`goldfold lr-find`: which peak learning rate an experiment can bear. Leaves nothing but its plot and its figures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from goldfold import files
+from goldfold.config import Config
+from goldfold.errors import BadInput, some
+from goldfold.lr_range import plot, smooth, suggest
+from goldfold.machine import find_machine
+from goldfold.paths import Workspace
+from goldfold.pipeline.competition import load_competition
+from goldfold.pipeline.jobs import make_job, open_sources
+from goldfold.pipeline.stages import load_folds
+from goldfold.training import find_lr_range
+
+
+def lr_find(
+    config: Config, workspace: Workspace, out: Path, fold: int = 0, lowest: float = 1e-7, highest: float = 10.0, steps: int = 100
+) -> dict[str, Any]:
+    """Ramp the rate on one fold; writes ``out``.png and ``out``.json. Returns what the JSON holds. Raises BadInput."""
+    assert config.name is not None
+    if not 0 < lowest < highest:
+        raise BadInput("--from", f"the rates must rise from above 0, got {lowest:g} to {highest:g}")
+    data = load_competition(config.competition, workspace.root)
+    tables = load_folds(config, data, workspace)
+    table = next((table for table in tables if fold in table.folds), None)
+    if table is None:
+        known = [k for table in tables for k in table.folds]
+        raise BadInput("--fold", f"there is no fold {fold}", f"the folds are {some(known, 30)}")
+    machine = find_machine(config.train)
+    sources = open_sources(config, data, workspace)
+    # The run's folder is named but never made: nothing of this test may look like a training.
+    paths = workspace.run(config.name).fold(fold)
+    job = make_job(config, data, workspace, table, fold, config.train.seed, paths, sources, "")
+    found = find_lr_range(job, machine, lowest, highest, steps)
+    suggestion = suggest(found.rates, found.losses)
+    record = {
+        "config": config.name,
+        "fold": fold,
+        "seed": config.train.seed,
+        "optimizer": config.optim.name,
+        "lr_scaling": config.optim.lr_scaling,
+        "machine": machine.describe(),
+        "suggestions": asdict(suggestion),
+        "rates": list(found.rates),
+        "losses": list(found.losses),
+        "smoothed": list(smooth(found.losses)),
+    }
+    files.write_json(out.with_suffix(".json"), record)
+    title = f"{config.name}, fold {fold}: {config.optim.name}, batch {config.train.batch_size * config.train.accumulate}"
+    plot(out.with_suffix(".png"), found.rates, found.losses, suggestion, title)
+    return record

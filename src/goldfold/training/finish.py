@@ -1,0 +1,222 @@
+"""What follows an epoch and the last one: scores, kept weights, predictions, the bundle, DONE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from goldfold import files
+from goldfold.averaging import average_states, greedy_soup, update_batch_norm
+from goldfold.bundle import Bundle, load_weights, save_weights, write_bundle
+from goldfold.data import rows_of
+from goldfold.images import Images, ImageSpec
+from goldfold.machine import Machine
+from goldfold.metrics import better, score
+from goldfold.models import Classifier
+from goldfold.paths import FoldPaths
+from goldfold.predict import predict_images
+from goldfold.pruning import apply_masks
+from goldfold.records import Floats, Predictions
+from goldfold.seeds import seed_everything
+from goldfold.training.checkpoint import save_state
+from goldfold.training.job import BATCH_NORM, FoldJob
+from goldfold.training.session import Session, make_loader, prepared, save
+from goldfold.tta import make_views
+
+
+def validate(job: FoldJob, machine: Machine, session: Session) -> dict[str, float | None]:
+    """Scores of a single view; the views of ``tta`` are for the final predictions."""
+    found: list[Any] = [None]
+    if session.accelerator.is_main_process:
+        found = [_scores(job, machine, session.evaluated)]
+    # Batch-norm statistics differ between processes; all must agree on when to stop.
+    return broadcast_object_list(found)[0]  # type: ignore[no-any-return]
+
+
+def note_score(job: FoldJob, session: Session, value: float | None) -> None:
+    """Keep the best epoch's weights where they are asked for; count epochs without gain."""
+    at, train = session.progress, job.recipe.train
+    at.scores.append(value)
+    gain = train.early_stopping.min_delta * (1 if job.metrics[0].greater_is_better else -1)
+    beaten = None if at.best_score is None else at.best_score + gain
+    improved = value is not None and (beaten is None or better(job.metrics[0], value, beaten))
+    if improved:
+        at.best_score, at.best_epoch, at.stale = value, at.epoch, 0
+        if train.keep == "best" and session.accelerator.is_main_process:
+            save_weights(_best_weights(job.paths, at.epoch), session.evaluated)
+    else:
+        at.stale += 1
+    at.stopped = 0 < train.early_stopping.patience <= at.stale
+
+
+def keep_epoch(job: FoldJob, session: Session) -> None:
+    """Add an epoch's weights to the averages over epochs that are asked for."""
+    train, epoch = job.recipe.train, session.progress.epoch
+    if session.swa is not None and epoch > train.epochs - train.swa.epochs:
+        session.swa.update(session.model)
+    if train.soup.epochs and epoch > train.epochs - train.soup.epochs and session.accelerator.is_main_process:
+        save_weights(_soup_weights(job.paths, epoch), session.model)
+
+
+def save_progress(job: FoldJob, session: Session, path: Path) -> None:
+    """Write the resume state; then the best weights of earlier epochs may go."""
+    if session.accelerator.is_main_process:
+        save(session, path, save_state)
+        for old in job.paths.last.glob("best-*.safetensors"):
+            if old != _best_weights(job.paths, session.progress.best_epoch or 0):
+                old.unlink()
+    session.accelerator.wait_for_everyone()
+
+
+def finish(job: FoldJob, machine: Machine, session: Session) -> None:
+    """Predictions with all views, the bundle, and DONE last."""
+    model, paths, train = session.evaluated, job.paths, job.recipe.train
+    if session.accelerator.is_main_process:
+        save_weights(paths.last / "model.safetensors", model)
+        if train.keep == "best" and session.progress.best_epoch is not None:
+            load_weights(_best_weights(paths, session.progress.best_epoch), model)
+        chosen = _averaged(job, machine, session)
+        save_weights(paths.weights, model)
+        oof = _predict(job, machine, model, job.images, job.valid_ids, job.valid_metadata)
+        fold = np.full(len(job.valid_ids), job.fold, dtype=np.int64)
+        Predictions(job.valid_ids, oof, job.task.classes, job.run, fold).write(paths.oof, job.id_column)
+        if job.test is not None:
+            test = _predict(job, machine, model, job.test, job.test.ids, job.test_metadata)
+            Predictions(job.test.ids, test, job.task.classes, job.run).write(paths.test, job.id_column)
+        recipe = job.recipe
+        bundle = Bundle(
+            run=job.run,
+            fold=job.fold,
+            seed=job.seed,
+            task=job.task,
+            model=job.spec,
+            images=ImageSpec.from_config(recipe.input),
+            views=recipe.tta.model_dump(mode="json")["views"],
+            merge=recipe.tta.merge,
+            id_column=job.id_column,
+            weights_sha256=files.sha256_file(paths.weights),
+            metadata=job.metadata,
+        )
+        write_bundle(paths.bundle, bundle)
+        best = session.progress.best_epoch
+        done: dict[str, Any] = {"fingerprint": job.fingerprint, "kept": train.keep, "best_epoch": best}
+        done["epochs"] = session.progress.epoch
+        if chosen is not None:
+            done["averaged_epochs"] = chosen
+        files.write_json(paths.done, done)
+        drop_resume_state(paths)
+    session.accelerator.wait_for_everyone()
+
+
+def _averaged(job: FoldJob, machine: Machine, session: Session) -> list[int] | None:
+    """Put the average over epochs into the model, its batch-norm statistics computed anew. Returns the epochs in it."""
+    train = job.recipe.train
+    if session.swa is not None:
+        session.swa.store(session.model)
+        _prune(session)
+        _update_batch_norm(job, machine, session)
+        return list(range(train.epochs - train.swa.epochs + 1, train.epochs + 1))
+    if not train.soup.epochs:
+        return None
+    epochs = range(train.epochs - train.soup.epochs + 1, train.epochs + 1)
+    paths = [_soup_weights(job.paths, epoch) for epoch in epochs]
+
+    def put(state: dict[str, Tensor]) -> None:
+        session.model.load_inference_state(state)
+        _prune(session)
+        _update_batch_norm(job, machine, session)
+
+    def evaluate(state: dict[str, Tensor]) -> float:
+        put(state)
+        value = _scores(job, machine, session.model)[job.metrics[0].name]
+        return math.nan if value is None else value
+
+    if train.soup.method == "uniform":
+        put(average_states(paths))
+        return list(epochs)
+    candidates = [(evaluate(average_states([path])), path) for path in paths]
+    state, chosen = greedy_soup(candidates, evaluate, lambda new, old: better(job.metrics[0], new, old))
+    put(state)
+    return [epochs[place] for place in chosen]
+
+
+def _prune(session: Session) -> None:
+    """Epochs from before the masks bring pruned weights back into an average."""
+    if session.masks is not None:
+        apply_masks(session.model, session.masks)
+
+
+def _update_batch_norm(job: FoldJob, machine: Machine, session: Session) -> None:
+    order, loader = make_loader(job, machine, session, session.plan[-1])
+    order.epoch = job.recipe.train.epochs
+    seed_everything(job.seed, job.fold, BATCH_NORM)
+
+    def forward(batch: Any) -> object:
+        batch = batch.to(machine.device)
+        images = prepared(machine, session, batch.pixels)
+        metadata = batch.metadata.repeat(len(images) // len(batch.targets), 1) if batch.metadata.shape[1] else None
+        with machine.autocast():
+            return session.tail(images, metadata)
+
+    with torch.no_grad():
+        update_batch_norm(session.tail, forward, loader)
+
+
+def is_done(paths: FoldPaths, fingerprint: str) -> bool:
+    """Whether the fold was finished by this very configuration."""
+    return paths.done.exists() and files.read_json(paths.done)["fingerprint"] == fingerprint
+
+
+def drop_resume_state(paths: FoldPaths) -> None:
+    """A finished fold needs no optimizer state; ``last/`` keeps the last epoch's weights."""
+    for name in ("state.safetensors", "best-*.safetensors", "soup-*.safetensors"):
+        for path in paths.last.glob(name):
+            path.unlink(missing_ok=True)
+    files.remove_leftovers(paths.last)
+    files.remove_leftovers(paths.folder)
+
+
+def _scores(job: FoldJob, machine: Machine, model: Classifier) -> dict[str, float | None]:
+    values = _predict(job, machine, model, job.images, job.valid_ids, job.valid_metadata, single_view=True)
+    scores = {metric.name: score(metric, job.task, job.valid_targets, values) for metric in job.metrics}
+    return {name: float(value) if math.isfinite(value) else None for name, value in scores.items()}
+
+
+def _predict(
+    job: FoldJob,
+    machine: Machine,
+    model: Classifier,
+    images: Images,
+    ids: Sequence[str],
+    metadata: Floats | None,
+    single_view: bool = False,
+) -> Floats:
+    tta = job.recipe.tta
+    views = make_views(tta.model_copy(update={"views": "none"}) if single_view else tta)
+    return predict_images(
+        model,
+        images,
+        rows_of(images, ids),
+        task=job.task,
+        views=views,
+        how=tta.merge,
+        batch_size=tta.batch_size,
+        machine=machine,
+        metadata=metadata,
+        what=f"{job.run} fold {job.fold}: predicting",
+    )
+
+
+def _best_weights(paths: FoldPaths, epoch: int) -> Path:
+    return paths.last / f"best-{epoch}.safetensors"
+
+
+def _soup_weights(paths: FoldPaths, epoch: int) -> Path:
+    return paths.last / f"soup-{epoch}.safetensors"

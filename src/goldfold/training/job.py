@@ -1,0 +1,79 @@
+"""What one fold's training is given and what it reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from goldfold.config.schema import Augment, Balance, Input, Loss, Mix, Model, Optim, Schedule, Train, Tta
+from goldfold.data import Examples
+from goldfold.images import Images
+from goldfold.losses import AuxiliaryTask
+from goldfold.metadata import MetadataEncoder
+from goldfold.metrics import Metric
+from goldfold.models import ModelSpec
+from goldfold.paths import FoldPaths
+from goldfold.records import Floats
+from goldfold.tasks import Task
+
+INIT, ORDER, MIX, EPOCH, ERASE, BATCH_NORM = range(1, 7)
+"""What a derived seed is for; keeps the streams of one fold apart."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The sections of a configuration that shape a training."""
+
+    input: Input
+    augment: Augment
+    mix: Mix
+    model: Model
+    loss: Loss
+    optim: Optim
+    schedule: Schedule
+    train: Train
+    balance: Balance
+    tta: Tta
+
+
+@dataclass(frozen=True, eq=False)
+class FoldJob:
+    """All that one fold's training needs; nothing is looked up elsewhere.
+
+    ``examples``: training rows; ``valid_ids`` with ``valid_targets`` (V, C) lie in ``images``; ``test`` may be absent.
+    ``metadata`` encodes the CSV's columns: ``valid_metadata`` (V, M) and ``test_metadata`` (T, M) come from it.
+    ``cache``: where features of a frozen trunk are kept.
+    """
+
+    run: str
+    fold: int
+    seed: int
+    paths: FoldPaths
+    fingerprint: str
+    id_column: str
+    task: Task
+    metrics: tuple[Metric, ...]
+    recipe: Recipe
+    spec: ModelSpec
+    weights: Path | None
+    examples: Examples
+    images: Images
+    valid_ids: tuple[str, ...]
+    valid_targets: Floats
+    test: Images | None
+    metadata: MetadataEncoder | None = None
+    valid_metadata: Floats | None = None
+    test_metadata: Floats | None = None
+    auxiliary: tuple[AuxiliaryTask, ...] = ()
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """How a fold went; times are kept apart from the artefacts, which are equal on every repetition."""
+
+    fold: int
+    seed: int
+    seconds: float
+    images_per_second: float | None
+    peak_memory_mb: float

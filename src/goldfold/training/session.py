@@ -1,0 +1,300 @@
+"""The moving parts of one fold's training: how they are made, change at a phase's start, and are kept on disk."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from goldfold.augment import make_augmenter
+from goldfold.averaging import Swa, make_ema
+from goldfold.balance import class_weights, draw_epoch, rare_rows
+from goldfold.config.schema import Augment
+from goldfold.data import Batches, EpochOrder, FeatureBatches, PixelBatches, TrainBatch, train_loader
+from goldfold.errors import BadInput
+from goldfold.features import Features, open_features
+from goldfold.images.colour import InputColours
+from goldfold.losses import JointLoss, make_joint
+from goldfold.machine import Machine
+from goldfold.models import Classifier, build_model, set_frozen, trainable_names
+from goldfold.models.trunk import split_trunk
+from goldfold.optim import make_optimizer, scaled_lr
+from goldfold.pruning import apply_masks, magnitude_masks
+from goldfold.seeds import seed_everything
+from goldfold.training.job import INIT, ORDER, FoldJob
+from goldfold.training.plan import Pace, Stretch, at_epoch, make_plan
+
+
+@dataclass
+class Progress:
+    """Where a fold stands between epochs; part of the resume state. ``scores``: the first metric, a validation each."""
+
+    epoch: int = 0
+    step: int = 0
+    scores: list[float | None] = field(default_factory=list)
+    best_score: float | None = None
+    best_epoch: int | None = None
+    stale: int = 0
+    stopped: bool = False
+
+
+@dataclass
+class Session:
+    """``model``: the whole network; ``tail``: the part that a step runs (the whole, or what follows a cached trunk)."""
+
+    accelerator: Accelerator
+    plan: tuple[Stretch, ...]
+    stretch: Stretch
+    model: Classifier
+    tail: Classifier
+    wrapped: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    loss: JointLoss
+    features: Features | None = None
+    ema: ModelEmaV3 | None = None
+    swa: Swa | None = None
+    masks: dict[str, Tensor] | None = None
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def evaluated(self) -> Classifier:
+        """The weights that predict: the averaged ones where there is an average a step."""
+        return self.ema.module if self.ema is not None else self.model
+
+
+def start(job: FoldJob, machine: Machine, state: dict[str, Any] | None = None) -> Session:
+    """A session at the beginning, or where ``state`` left it. Raises BadInput when the settings do not fit the network."""
+    recipe = job.recipe
+    progress = Progress() if state is None else Progress(**state["progress"])
+    plan = make_plan(recipe)
+    # The state was saved in the phase of the last trained epoch; the next one may begin another.
+    stretch = at_epoch(plan, max(progress.epoch - 1, 0))
+    # accelerate gives ranks and gradient sync. Autocast and loss scaling are entered in the loop, since its settings of
+    # them hold for a whole process and members of one pipeline may differ.
+    # The other processes wait while the first predicts, for longer than the 10 minutes that NCCL would give it.
+    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=1))
+    accelerator = Accelerator(cpu=machine.device.type == "cpu", kwargs_handlers=[patience])
+    seed_everything(job.seed, job.fold, INIT)
+    model = build_model(
+        job.spec,
+        weights=job.weights,
+        hub=recipe.model.pretrained and job.weights is None,
+        auxiliary=[task.n_logits for task in job.auxiliary],
+        zero_init_last=recipe.model.zero_init_last,
+        kaiming=recipe.model.head.init == "kaiming",
+    )
+    set_frozen(model, stretch.frozen, recipe.model.freeze.batch_norm)
+    model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
+    features, tail = None, model
+    if recipe.model.freeze.cache:
+        features, tail = _cached_trunk(job, machine, model)
+    weights = class_weights(recipe.balance, job.examples.targets, job.task)
+    spec = job.spec
+    session = Session(
+        accelerator=accelerator,
+        plan=plan,
+        stretch=stretch,
+        model=model,
+        tail=tail,
+        wrapped=_wrapped(accelerator, tail),
+        optimizer=_optimizer(job, plan, stretch, model, accelerator),
+        scaler=torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16"),
+        loss=make_joint(
+            recipe.loss,
+            job.task,
+            class_weights=None if weights is None else torch.from_numpy(weights),
+            target_mean=None if spec.target_mean is None else torch.tensor(spec.target_mean),
+            target_std=None if spec.target_std is None else torch.tensor(spec.target_std),
+            scale=recipe.model.head.scale,
+            auxiliary=job.auxiliary,
+        ),
+        features=features,
+        progress=progress,
+    )
+    if recipe.train.ema.decay:
+        session.ema = make_ema(model, recipe.train.ema.decay, recipe.train.ema.warmup)
+    if recipe.train.swa.epochs:
+        session.swa = Swa()
+    if state is not None:
+        _restore(session, state)
+    return session
+
+
+def enter(job: FoldJob, session: Session, stretch: Stretch) -> str | None:
+    """Go over to another phase. Returns what became of the optimizer's state, ``kept`` or ``reset``; None: no change."""
+    if stretch is session.stretch:
+        return None
+    set_frozen(session.model, stretch.frozen, job.recipe.model.freeze.batch_norm)
+    old = session.optimizer
+    if stretch.reset or stretch.optim != session.stretch.optim:
+        session.optimizer = _optimizer(job, session.plan, stretch, session.model, session.accelerator)
+        if not stretch.reset:
+            # The new phase's settings, with the moments of the old one.
+            kept = session.optimizer.state_dict() | {"state": old.state_dict()["state"]}
+            session.optimizer.load_state_dict(kept)
+    # Which layers have gradients is fixed when the network is wrapped.
+    if stretch.frozen != session.stretch.frozen:
+        session.wrapped = _wrapped(session.accelerator, session.tail)
+    session.stretch = stretch
+    return "reset" if stretch.reset else "kept"
+
+
+def prune(job: FoldJob, session: Session) -> None:
+    """Fix the masks once, when their epoch has come."""
+    settings = job.recipe.train.prune
+    if settings.amount and session.masks is None and session.progress.epoch >= settings.after:
+        session.masks = magnitude_masks(session.model, settings.amount)
+        apply_masks(session.model, session.masks)
+        if session.ema is not None:
+            apply_masks(session.ema.module, session.masks)
+
+
+def pace(session: Session, job: FoldJob) -> Pace:
+    """The rate of every step, from the number of steps that each phase takes."""
+    world = session.accelerator.num_processes
+    rows = len(draw_epoch(job.recipe.balance, job.examples.targets, job.task, 0))
+    steps = []
+    for stretch in session.plan:
+        batches = max(rows // (stretch.batch_size * world), 1)
+        steps.append(math.ceil(batches / stretch.accumulate))
+    swa = job.recipe.train.swa
+    return Pace(session.plan, tuple(steps), job.recipe.schedule, swa.epochs, swa.lr_factor)
+
+
+def peak_rate(stretch: Stretch, accelerator: Accelerator, lr: float | None = None) -> float:
+    """``optim.lr`` (or ``lr``) scaled to the images of an optimizer step, of all processes."""
+    batch = stretch.batch_size * stretch.accumulate * accelerator.num_processes
+    return scaled_lr(stretch.optim, stretch.optim.lr if lr is None else lr, batch)
+
+
+def make_loader(
+    job: FoldJob, machine: Machine, session: Session, stretch: Stretch
+) -> tuple[EpochOrder, Batches[TrainBatch]]:
+    """The batches of a phase and the order that says which epoch they are of."""
+    recipe, examples = job.recipe, job.examples
+
+    def draw(seed: int) -> Any:
+        return draw_epoch(recipe.balance, examples.targets, job.task, seed)
+
+    order = EpochOrder(
+        draw,
+        stretch.batch_size,
+        job.seed,
+        job.fold,
+        ORDER,
+        rank=session.accelerator.process_index,
+        world=session.accelerator.num_processes,
+    )
+    batches: PixelBatches | FeatureBatches
+    if session.features is not None:
+        batches = FeatureBatches(examples, session.features)
+    else:
+        colours = InputColours.from_config(recipe.input)
+        views = 3 if recipe.loss.jsd else 1
+        rare = rare_augment = None
+        if recipe.balance.rare_preset is not None:
+            rare = rare_rows(recipe.balance, examples.targets, job.task)
+            other = Augment(preset=recipe.balance.rare_preset, add=stretch.augment.add)
+            rare_augment = make_augmenter(other, stretch.size, views, colours)
+        augmenter = make_augmenter(stretch.augment, stretch.size, views, colours)
+        batches = PixelBatches(examples, augmenter, rare, rare_augment)
+    pinned = machine.device.type == "cuda"
+    return order, train_loader(batches, order, workers=machine.workers, pin_memory=pinned)
+
+
+def prepared(machine: Machine, session: Session, pixels: Tensor) -> Tensor:
+    """What the tail takes: normalised images, or stored features as they are."""
+    if session.features is None:
+        return session.model.prepare(pixels, machine.memory_format)
+    values = pixels.float()
+    return values.contiguous(memory_format=machine.memory_format) if values.ndim == 4 else values
+
+
+def _cached_trunk(job: FoldJob, machine: Machine, model: Classifier) -> tuple[Features, Classifier]:
+    freeze, images = job.recipe.model.freeze, job.examples.images
+    if job.cache is None or images.digest is None:
+        raise BadInput("model.freeze.cache", "features are stored beside decoded images", "set input.cache to true")
+    size = job.recipe.input.size
+    example = torch.zeros(2, size, size, images.shape[2], dtype=torch.uint8, device=machine.device)
+    example[1] = 200
+    split = split_trunk(model, model.prepare(example, machine.memory_format))
+    names = trainable_names(model, freeze.stages, freeze.batch_norm)
+    state = {name: value for name, value in model.backbone.state_dict().items() if f"backbone.{name}" not in names}
+    spec = {key: value for key, value in job.spec.to_dict().items() if key not in ("head", "n_logits", "activation")}
+    features = open_features(
+        job.cache,
+        {"state": digest_state(state), "spec": spec, "images": images.digest, "stages": freeze.stages},
+        split.trunk,
+        lambda pixels: model.prepare(pixels, machine.memory_format),
+        images,
+        size,
+        InputColours.from_config(job.recipe.input),
+        freeze.cache_views,
+        machine,
+        what=f"{job.run}: features of the frozen stages",
+    )
+    return features, split.tail
+
+
+def digest_state(state: dict[str, Tensor]) -> str:
+    """A digest of names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _optimizer(
+    job: FoldJob, plan: tuple[Stretch, ...], stretch: Stretch, model: Classifier, accelerator: Accelerator
+) -> torch.optim.Optimizer:
+    """Over the parameters that some phase trains, so that the optimizers of all phases have the same groups."""
+    batch_norm = job.recipe.model.freeze.batch_norm
+    ever: set[str] = set().union(*(trainable_names(model, other.frozen, batch_norm) for other in plan))
+    return make_optimizer(stretch.optim, model, ever, lr=peak_rate(stretch, accelerator))
+
+
+def _wrapped(accelerator: Accelerator, model: Classifier) -> torch.nn.Module:
+    if accelerator.num_processes == 1:
+        return model
+    wrapped: torch.nn.Module = accelerator.prepare_model(model, device_placement=False)
+    return wrapped
+
+
+def save(session: Session, path: Path, write: Callable[[Path, dict[str, Any]], None]) -> None:
+    write(
+        path,
+        {
+            "progress": vars(session.progress),
+            "model": session.model.state_dict(),
+            "ema": None if session.ema is None else session.ema.module.state_dict(),
+            "swa": None if session.swa is None else session.swa.state_dict(),
+            "masks": session.masks,
+            "optimizer": session.optimizer.state_dict(),
+            "scaler": session.scaler.state_dict(),
+        },
+    )
+
+
+def _restore(session: Session, state: dict[str, Any]) -> None:
+    session.model.load_state_dict(state["model"])
+    if session.ema is not None:
+        session.ema.module.load_state_dict(state["ema"])
+    if session.swa is not None:
+        session.swa.load_state_dict(state["swa"])
+    if state["masks"] is not None:
+        session.masks = {name: mask.to(next(session.model.parameters()).device) for name, mask in state["masks"].items()}
+    session.optimizer.load_state_dict(state["optimizer"])
+    session.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,184 @@
+"""One row a trick: it trains on tiny images, its loss is finite, it goes on bit-identically after an interruption, and
+it works with soft targets, gradient accumulation and mixed precision together, or refuses with one line."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from goldfold.cli import main
+from goldfold.tricks import TRICKS
+from goldfold.training import loop
+from tests.pipeline.competitions import make_competition
+
+CONFIG = "configs/tiny.yaml"
+HEAVY_NETWORK = {"model.backbone": "test_resnet"}
+COLUMNS = {"model.metadata.numeric": ["age"], "model.metadata.categorical": ["site"]}
+
+# What a row needs beside the trick's own switch, or the whole of it where the registry knows no single switch.
+EXTRA: dict[str, dict[str, Any]] = {
+    "rgba": {"input.channels": 4},
+    "random_crop": {"input.cache_size": 32, "augment.preset": "flips"},
+    "clean_last_epochs": {"augment.preset": "light", "train.phases": [{"epochs": 1}, {"epochs": 1, "augment": {"preset": "none"}}]},
+    "clean_first_epochs": {"augment.preset": "light", "train.phases": [{"epochs": 1, "augment": {"preset": "none"}}, {"epochs": 1}]},
+    "external": {"competition.external": [{"csv": "data/more/rows.csv", "image_path": "data/more/{id}.png", "weight": 0.5}]},
+    "backbone": {"model.backbone": "test_convnext"},
+    "resnet_b": {"model.backbone": "resnet18", "input.size": 32},
+    "resnet_c": {"model.backbone": "resnet14t", "input.size": 32},
+    "resnet_d": {"model.backbone": "resnet18d", "input.size": 32},
+    "dilation": {"input.size": 32},
+    "zero_gamma": HEAVY_NETWORK,
+    "stem_kernel": {},
+    "metadata": COLUMNS,
+    "auxiliary": {"loss.auxiliary": [{"column": "site"}, {"column": "age", "task": "regression"}]},
+    "pretrained": {"model.weights": "weights/backbone.safetensors"},
+    "gradual_unfreezing": {"train.phases": [{"epochs": 1, "frozen": "all"}, {"epochs": 1, "frozen": 1}]},
+    "adam_then_sgd": {"optim.name": "adam", "train.phases": [{"epochs": 1}, {"epochs": 1, "optimizer": "sgd", "lr": 0.01}]},
+    "linear_scaling": {"train.accumulate": 2},
+    "multi_step": {"schedule.name": "multi_step", "schedule.milestones": [1]},
+    "late_accumulation": {"train.phases": [{"epochs": 1}, {"epochs": 1, "accumulate": 2}]},
+    "progressive_resizing": {"input.size": 32, "train.phases": [{"epochs": 1, "size": 24}, {"epochs": 1}]},
+    "small_then_large": {"train.phases": [{"epochs": 1, "batch_size": 4}, {"epochs": 1, "batch_size": 6, "lr": 0.001}]},
+    "soft_targets": {"mix.mixup": 0.4, "loss.smoothing": 0.1},
+    "soup": {"train.soup.epochs": 2},
+    "greedy_soup": {"train.soup.epochs": 2},
+    "ranger": {},
+    "lookahead": {},
+    "one_cycle": {},
+}  # fmt: skip
+
+# Shown elsewhere, by the test that is named: these are no settings of one training on this machine.
+ELSEWHERE = {
+    "lr_find": "tests/pipeline/test_tricks_in_runs.py: test_the_lr_finder_leaves_no_trace_in_runs",
+    "multi_gpu": "tests/training/test_loop.py: test_two_processes_train_one_model",
+}
+
+# Refused from the start on this machine, and a part of the line that says so.
+REFUSED = {"fp16": "fp16 needs a GPU"}
+
+# Refused with a teacher's soft targets, accumulation and bf16, and a part of the line that says so.
+REFUSED_TOGETHER = {
+    "rgba": "the teacher sees images",
+    "random_crop": "the teacher sees images",
+    "resnet_b": "the teacher sees images",
+    "resnet_c": "the teacher sees images",
+    "resnet_d": "the teacher sees images",
+    "dilation": "the teacher sees images",
+    "progressive_resizing": "the teacher sees images",
+    "center_crop": None,
+}
+
+
+def overrides(name: str) -> list[str]:
+    values = {"model.pretrained": False, **TRICKS[name].on, **EXTRA.get(name, {})}
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A competition with further columns, an external data set, weights, a teacher; shared by all rows of the table."""
+    from safetensors.torch import save_file
+
+    from goldfold.models import build_model, make_spec
+    from goldfold.config.schema import Input, Model
+    from goldfold.tasks import Task
+
+    root = tmp_path_factory.mktemp("tricks")
+    torch.set_num_threads(1)
+    make_competition(root, rows=24, test_rows=3, train={"batch_size": 6, "epochs": 2, "device": "cpu"})
+    for table in ("train", "test"):
+        path = root / f"data/tiny/{table}.csv"
+        frame = pd.read_csv(path, dtype=str)
+        frame.assign(age=frame["id"].str[:3].astype(int) % 7).to_csv(path, index=False)
+    (root / "data/more").mkdir()
+    rows = []
+    for number in range(6):
+        shutil.copy(root / f"data/tiny/images/{24 + number % 3:03d}x.png", root / f"data/more/e{number}.png")
+        rows.append({"id": f"e{number}", "label": ("cat", "dog", "fox")[number % 3]})
+    pd.DataFrame(rows).to_csv(root / "data/more/rows.csv", index=False)
+    (root / "weights").mkdir()
+    task = Task("multiclass", ("cat", "dog", "fox"))
+    model = build_model(make_spec(Model(backbone="test_efficientnet", pretrained=False), Input(size=24), task))
+    save_file(model.backbone.state_dict(), root / "weights/backbone.safetensors")
+    assert main(["-C", str(root), "train", CONFIG, "--run", "teacher"]) == 0
+    yield root
+
+
+@pytest.fixture
+def project(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(workshop)
+    torch.set_num_threads(1)
+    yield workshop
+    for run in ("whole", "again", "together"):
+        shutil.rmtree(workshop / "runs" / run, ignore_errors=True)
+
+
+def train(run: str, *settings: str) -> int:
+    return main(["train", CONFIG, "--fold", "0", "--run", run, *settings])
+
+
+def losses(project: Path, run: str) -> list[float]:
+    lines = (project / f"runs/{run}/fold0/metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    err = capsys.readouterr().err
+    (line,) = (line for line in err.splitlines() if line.startswith("goldfold: "))
+    return line
+
+
+def test_the_table_has_a_row_for_every_trick() -> None:
+    idle = {name for name, trick in TRICKS.items() if not trick.on} - EXTRA.keys() - ELSEWHERE.keys()
+    assert not idle
+    assert not (EXTRA.keys() | ELSEWHERE.keys() | REFUSED.keys() | REFUSED_TOGETHER.keys()) - TRICKS.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in TRICKS if name not in ELSEWHERE])
+def test_a_trick(
+    name: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = overrides(name)
+    if name in REFUSED:
+        assert train("whole", *settings) == 2
+        assert REFUSED[name] in one_line(capsys)
+        return
+    assert train("whole", *settings) == 0, capsys.readouterr().err
+    assert len(losses(project, "whole")) == 2
+    assert all(math.isfinite(loss) for loss in losses(project, "whole"))
+
+    real = loop.save_progress
+
+    def interrupted(*arguments: Any) -> None:
+        real(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save_progress", interrupted)
+    assert train("again", *settings) == 130
+    monkeypatch.setattr(loop, "save_progress", real)
+    assert train("again", *settings) == 0
+    for file in ("model.safetensors", "oof.parquet", "test.parquet", "metrics.jsonl"):
+        whole, again = (project / f"runs/{run}/fold0/{file}" for run in ("whole", "again"))
+        if file.endswith("parquet"):
+            assert pd.read_parquet(whole).equals(pd.read_parquet(again)), file
+        else:
+            assert whole.read_bytes() == again.read_bytes(), file
+
+    capsys.readouterr()
+    soft = ["teacher.runs=[teacher]", "teacher.distill=0.5"]
+    others = ["train.precision=bf16", *([] if "accumul" in name or name == "linear_scaling" else ["train.accumulate=2"])]
+    code = train("together", *settings, *soft, *others)
+    if name in REFUSED_TOGETHER:
+        assert code == 2
+        assert str(REFUSED_TOGETHER[name]) in one_line(capsys)
+    else:
+        assert code == 0, capsys.readouterr().err
+        assert all(math.isfinite(loss) for loss in losses(project, "together"))
