@@ -324,7 +324,7 @@ class TestViews:
         assert not np.array_equal(first, clean)
 
     def test_draws_follow_the_seed(self) -> None:
-        augment = Augment(preset="flips", add=(AUGMIX,))
+        augment = Augment(preset="none", add=(AUGMIX,))
         once, again, other = (np.concatenate(self.views(augment, seed=seed)) for seed in (1, 1, 2))
         assert np.array_equal(once, again)
         assert not np.array_equal(once[12:], other[12:])

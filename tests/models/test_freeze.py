@@ -97,9 +97,12 @@ def test_frozen_blocks_have_no_stochastic_depth() -> None:
     model = build("test_convnext", drop_path_rate=0.9).train()
     images = torch.randn(8, 3, 32, 32)
     assert not torch.equal(model.backbone(images), model.backbone(images))
-    set_frozen(model, "all", False)
+    set_frozen(model, "all", False)  # takes effect at once, and so does thawing
+    assert torch.equal(model.backbone(images), model.backbone(images))
     model.train()
     assert torch.equal(model.backbone(images), model.backbone(images))
+    set_frozen(model, 0, False)
+    assert not torch.equal(model.backbone(images), model.backbone(images))
 
 
 def test_what_the_backbone_fixes_itself_stays_fixed() -> None:

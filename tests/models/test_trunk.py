@@ -60,7 +60,7 @@ CASES = [
     ("test_byobnet", 64, 2),
     ("test_nfnet", 64, 2),
     ("test_vit", 160, 4),
-    ("test_vit3", 160, -1),
+    ("test_vit", 160, -1),
     ("test_mambaout", 96, 2),
     ("torchvision/shufflenet_v2_x0_5", 64, 3),
     ("torchvision/squeezenet1_1", 64, 4),

@@ -237,8 +237,8 @@ BAD: dict[str, tuple[Break, list[str]]] = {
     "a loss of another task": (settings("loss.name=mse"), ["loss.name", "'mse' does not suit", "cross_entropy"]),
     "fp16 on a CPU": (settings("train.precision=fp16"), ["train.precision", "fp16 needs a GPU", "bf16"]),
     "too many frozen stages": (
-        settings("model.freeze_stages=99"),
-        ["model.freeze_stages", "groups of layers", "use at most"],
+        settings("model.freeze.stages=99"),
+        ["model.freeze.stages", "groups of layers", "use at most"],
     ),
     "means of another number of channels": (
         settings("model.mean=[0.5]"),

@@ -44,7 +44,9 @@ def test_what_the_network_sees_is_the_same_in_training_validation_test_and_offli
     assert train("plain", fold=False) == 0
     for run in ("tiny", "plain"):
         assert main(["predict", run, "--out", f"{run}.parquet"]) == 0
-        assert np.allclose(probabilities(Path(f"{run}.parquet")), probabilities(Path(f"runs/{run}/test.parquet")), atol=1e-6)
+        assert np.allclose(
+            probabilities(Path(f"{run}.parquet")), probabilities(Path(f"runs/{run}/test.parquet")), atol=1e-6
+        )
     assert not np.allclose(probabilities(Path("tiny.parquet")), probabilities(Path("plain.parquet")), atol=1e-3)
     bundle, model = load_bundle(Path("runs/tiny/fold0"))
     section, key = setting.split("=")[0].split(".")[1], setting.split("=")[1]
@@ -161,7 +163,9 @@ def test_external_copies_of_validation_images_are_left_out_of_that_fold(
     make_external(project, 12, copies=6)
     assert train("more", EXTERNAL, fold=False) == 0
     err = capsys.readouterr().err
-    left = [int(line.split(": ")[-1].split()[0]) for line in err.splitlines() if "are validation images, left out" in line]
+    left = [
+        int(line.split(": ")[-1].split()[0]) for line in err.splitlines() if "are validation images, left out" in line
+    ]
     assert sum(left) == 6
     assert len(left) == 2
 
@@ -187,7 +191,8 @@ def test_pruned_weights_stay_zero_in_the_bundle(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "epochs"), [("swa.epochs=2", [2, 3]), ("soup.epochs=3", [1, 2, 3]), ("soup={epochs: 3, method: greedy}", None)]
+    ("setting", "epochs"),
+    [("swa.epochs=2", [2, 3]), ("soup.epochs=3", [1, 2, 3]), ("soup={epochs: 3, method: greedy}", None)],
 )
 def test_averages_over_epochs_say_what_is_in_them(setting: str, epochs: list[int] | None, project: Path) -> None:
     assert train("x", f"train.{setting}", "train.epochs=3", fold=False) == 0

@@ -92,7 +92,9 @@ def lines(project: Path, run: str) -> list[dict[str, Any]]:
 
 
 def test_the_record_says_what_became_of_the_optimizers_state(project: Path) -> None:
-    phases = "train.phases=[{epochs: 1}, {epochs: 1, lr: 0.002}, {epochs: 1, optimizer: sgd}, {epochs: 1, state: reset}]"
+    phases = (
+        "train.phases=[{epochs: 1}, {epochs: 1, lr: 0.002}, {epochs: 1, optimizer: sgd}, {epochs: 1, state: reset}]"
+    )
     assert main([*RUN, "--run", "x", "train.epochs=4", phases]) == 0
     assert [line["phase"] for line in lines(project, "x")] == [0, 1, 2, 3]
     assert [line["optimizer_state"] for line in lines(project, "x")] == ["new", "kept", "reset", "reset"]

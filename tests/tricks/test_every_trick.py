@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from goldfold.cli import main
-from goldfold.tricks import TRICKS
 from goldfold.training import loop
+from goldfold.tricks import TRICKS
 from tests.pipeline.competitions import make_competition
 
 CONFIG = "configs/tiny.yaml"
@@ -83,12 +83,12 @@ def overrides(name: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A competition with further columns, an external data set, weights, a teacher; shared by all rows of the table."""
     from safetensors.torch import save_file
 
-    from goldfold.models import build_model, make_spec
     from goldfold.config.schema import Input, Model
+    from goldfold.models import build_model, make_spec
     from goldfold.tasks import Task
 
     root = tmp_path_factory.mktemp("tricks")
@@ -109,7 +109,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     model = build_model(make_spec(Model(backbone="test_efficientnet", pretrained=False), Input(size=24), task))
     save_file(model.backbone.state_dict(), root / "weights/backbone.safetensors")
     assert main(["-C", str(root), "train", CONFIG, "--run", "teacher"]) == 0
-    yield root
+    return root
 
 
 @pytest.fixture
@@ -143,9 +143,7 @@ def test_the_table_has_a_row_for_every_trick() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TRICKS if name not in ELSEWHERE])
-def test_a_trick(
-    name: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_trick(name: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     settings = overrides(name)
     if name in REFUSED:
         assert train("whole", *settings) == 2
@@ -174,7 +172,10 @@ def test_a_trick(
 
     capsys.readouterr()
     soft = ["teacher.runs=[teacher]", "teacher.distill=0.5"]
-    others = ["train.precision=bf16", *([] if "accumul" in name or name == "linear_scaling" else ["train.accumulate=2"])]
+    others = [
+        "train.precision=bf16",
+        *([] if "accumul" in name or name == "linear_scaling" else ["train.accumulate=2"]),
+    ]
     code = train("together", *settings, *soft, *others)
     if name in REFUSED_TOGETHER:
         assert code == 2

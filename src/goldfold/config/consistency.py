@@ -46,13 +46,51 @@ def tricks_fit(config: Config) -> None:
     _phases(config)
     _cached_trunk(config)
     if config.model.zero_init_last and config.model.pretrained:
-        raise ValueError("model.zero_init_last would undo pretrained weights; set model.pretrained to false, or leave it")
-    if config.loss.alpha is not None and config.loss.name != "focal":
-        raise ValueError(f"loss.alpha is for loss.name focal, and it is '{config.loss.name}'")
+        raise ValueError(
+            "model.zero_init_last would undo pretrained weights; set model.pretrained to false, or leave it"
+        )
+    _idle_keys(config)
     if config.balance.rare_preset is not None and config.competition.task == "regression":
         raise ValueError("balance.rare_preset needs classes, and a regression has none")
     if config.model.freeze.stages == "all" and config.train.prune.amount:
         raise ValueError("train.prune would change frozen layers; set model.freeze.stages lower")
+
+
+def _idle_keys(config: Config) -> None:
+    """A key that another setting leaves without effect is a mistake, unless it has its default."""
+    schedule, balance, optim, erase = config.schedule, config.balance, config.optim, config.augment.erase
+    for key, names in SCHEDULE_KEYS.items():
+        _refuse_idle(schedule, "schedule", key, schedule.name in names, f"schedule.name {' or '.join(names)}")
+    for key in ("gamma", "alpha"):
+        _refuse_idle(config.loss, "loss", key, config.loss.name == "focal", "loss.name focal")
+    for key in ("mode", "area", "count"):
+        _refuse_idle(erase, "augment.erase", key, erase.prob > 0, "augment.erase.prob above 0")
+    _refuse_idle(balance, "balance", "beta", balance.loss_weights == "effective", "balance.loss_weights effective")
+    _refuse_idle(balance, "balance", "rare_below", balance.rare_preset is not None, "balance.rare_preset")
+    _refuse_idle(optim, "optim", "lr_batch", optim.lr_scaling != "none", "optim.lr_scaling")
+    # A phase may switch clipping on.
+    _refuse_idle(optim, "optim", "clip_mode", optim.clip > 0 or bool(config.train.phases), "optim.clip above 0")
+
+
+SCHEDULE_KEYS = {
+    "power": ("polynomial",),
+    "decay_epochs": ("step", "exponential"),
+    "gamma": ("step", "multi_step", "exponential", "plateau"),
+    "patience": ("plateau",),
+    "threshold": ("plateau",),
+    "cycle_epochs": ("cosine_restarts", "triangular"),
+    "cycle_mult": ("cosine_restarts",),
+    "cycle_decay": ("cosine_restarts", "triangular"),
+    "peak_at": ("one_cycle",),
+    "start_factor": ("one_cycle", "triangular"),
+}
+"""Which schedules a key shapes; the others would ignore it."""
+
+
+def _refuse_idle(section: Section, name: str, key: str, used: bool, needs: str) -> None:
+    default = type(section).model_fields[key].default
+    if not used and getattr(section, key) != default:
+        raise ValueError(f"{name}.{key} does nothing without {needs}; leave it out, or set that")
 
 
 def _arcface(config: Config) -> None:
@@ -73,7 +111,9 @@ def _jsd(config: Config) -> None:
         if not has_augmix(augment):
             raise ValueError(f"loss.jsd compares AugMix's views; put AugMix into augment.add or augment.train{where}")
         if mix.mixup or mix.cutmix:
-            raise ValueError(f"loss.jsd needs a clean view, and mix leaves none; set mix.mixup and mix.cutmix to 0{where}")
+            raise ValueError(
+                f"loss.jsd needs a clean view, and mix leaves none; set mix.mixup and mix.cutmix to 0{where}"
+            )
 
 
 def _stretches(config: Config) -> list[tuple[Augment, Any]]:
@@ -115,8 +155,12 @@ def _cached_trunk(config: Config) -> None:
     if config.balance.rare_preset is not None:
         raise ValueError("model.freeze.cache cannot augment rare classes otherwise; leave balance.rare_preset out")
     if config.train.prune.amount:
-        raise ValueError("model.freeze.cache needs fixed frozen layers, and train.prune changes them; set its amount to 0")
+        raise ValueError(
+            "model.freeze.cache needs fixed frozen layers, and train.prune changes them; set its amount to 0"
+        )
     for number, phase in enumerate(config.train.phases):
         for key in ("size", "augment", "mix", "frozen"):
             if getattr(phase, key) is not None:
-                raise ValueError(f"model.freeze.cache cannot change {key} on the way; leave train.phases[{number}].{key} out")
+                raise ValueError(
+                    f"model.freeze.cache cannot change {key} on the way; leave train.phases[{number}].{key} out"
+                )

@@ -17,7 +17,9 @@ Stages = Annotated[int, Field()] | Literal["all"]
 class Head(Section):
     """From pooled features to logits."""
 
-    kind: Literal["linear", "arcface"] = Field("linear", description="Last layer; arcface: scaled cosines (loss.margin)")
+    kind: Literal["linear", "arcface"] = Field(
+        "linear", description="Last layer; arcface: scaled cosines (loss.margin)"
+    )
     hidden: tuple[Positive, ...] = Field((), description="Widths of further hidden layers")
     activation: Activation = Field("relu", description="Of the hidden layers")
     dropouts: Positive = Field(1, description="Multi-sample dropout: logits averaged over so many dropout masks")
@@ -29,7 +31,8 @@ class Freeze(Section):
     """What of the backbone stays as it is."""
 
     stages: Stages = Field(
-        0, description="First groups of layers that stay; 1: the stem; -2: all but the last two; all: only the head trains"
+        0,
+        description="First groups of layers that stay; 1: the stem; -2: all but the last two; all: only the head trains",
     )
     batch_norm: bool = Field(False, description="Batch-norm statistics and scales stay in every layer")
     cache: bool = Field(False, description="Run the frozen stages once over cache_views, train the rest from the store")
@@ -89,7 +92,9 @@ class Loss(Section):
     )
     smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Label smoothing")
     gamma: NotNegative = Field(2.0, description="Focusing of the focal loss")
-    alpha: Share | None = Field(None, description="Weight of positives in a focal loss of yes-or-no targets; null: none")
+    alpha: Share | None = Field(
+        None, description="Weight of positives in a focal loss of yes-or-no targets; null: none"
+    )
     margin: NotNegative = Field(0.0, description="Angular margin in radians; model.head.kind arcface only")
     jsd: NotNegative = Field(0.0, description="Weight of AugMix's consistency loss; 0: off; needs AugMix in augment")
     auxiliary: tuple[Auxiliary, ...] = Field((), description="Further label columns, each with its own weight")
@@ -133,7 +138,9 @@ class Schedule(Section):
     min_factor: Share = Field(0.01, description="The least rate over the peak rate")
     power: Above = Field(1.0, description="Of polynomial")
     decay_epochs: Above = Field(2.0, description="Epochs that multiply the rate by gamma (step, exponential)")
-    milestones: tuple[NotNegative, ...] = Field((), description="Epochs at which gamma multiplies the rate (multi_step)")
+    milestones: tuple[NotNegative, ...] = Field(
+        (), description="Epochs at which gamma multiplies the rate (multi_step)"
+    )
     gamma: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1, description="Factor of step, multi_step, exponential, plateau"
     )
@@ -253,7 +260,9 @@ class Train(Section):
             raise ValueError("train.seeds repeats a seed (train.seed counts)")
         total = sum(phase.epochs for phase in self.phases)
         if self.phases and total != self.epochs:
-            raise ValueError(f"train.phases have {total} epochs in all and train.epochs is {self.epochs}; make them equal")
+            raise ValueError(
+                f"train.phases have {total} epochs in all and train.epochs is {self.epochs}; make them equal"
+            )
         averages = [name for name in ("swa", "soup") if getattr(self, name).epochs]
         for name in averages:
             if getattr(self, name).epochs > self.epochs:

@@ -119,9 +119,7 @@ class EpochOrder(Sampler[Request]):
     for another epoch's order (all rows, when they fill no batch at all).
     """
 
-    def __init__(
-        self, draw: Callable[[int], Ints], batch_size: int, *seed: int, rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, draw: Callable[[int], Ints], batch_size: int, *seed: int, rank: int = 0, world: int = 1) -> None:
         self.draw, self.batch_size, self.seed, self.epoch = draw, batch_size, seed, 0
         self.rank, self.world = rank, world
         self.n = len(draw(0))

@@ -14,7 +14,7 @@ from torch import nn
 from goldfold.errors import BadInput
 from goldfold.models.classifier import Classifier
 from goldfold.models.spec import ModelSpec, backbone_defaults
-from goldfold.models.surgery import resize_stem, swap_activation, zero_last_norms
+from goldfold.models.surgery import fill_zero_norms, resize_stem, swap_activation, zero_last_norms
 from goldfold.models.torchvision import PREFIX, make_torchvision
 
 
@@ -48,6 +48,8 @@ def build_model(
         swap_activation(backbone, spec.backbone_activation)
     if zero_init_last:
         zero_last_norms(backbone)
+    elif weights is None and not hub:
+        fill_zero_norms(backbone)
     model = Classifier(spec, backbone, auxiliary)
     if kaiming:
         model.init_kaiming()

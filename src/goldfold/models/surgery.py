@@ -140,6 +140,20 @@ def zero_last_norms(backbone: nn.Module) -> int:
     return zeroed
 
 
+def fill_zero_norms(backbone: nn.Module) -> int:
+    """Give norms whose whole scale is zero the usual scale of one; how many there were.
+
+    timm zeroes some families' last norms by itself when weights are random; a configuration that does not ask for zero-γ
+    means a network without it.
+    """
+    filled = 0
+    for module in backbone.modules():
+        if _is_norm(module) and not module.weight.any():  # type: ignore[operator, union-attr]
+            nn.init.ones_(module.weight)  # type: ignore[arg-type]
+            filled += 1
+    return filled
+
+
 def _adds_shortcut(block: nn.Module) -> bool:
     # RegNet's blocks add nothing where this is None; in ResNets None means that the input itself is added.
     return not (type(block).__module__.endswith(".regnet") and getattr(block, "downsample", True) is None)

@@ -258,7 +258,7 @@ def _with_replaced(module: nn.Module, name: str, new: dict[str, nn.Module], copi
     if id(module) not in copies:
         copied = copies[id(module)] = copy.copy(module)
         parts = {
-            key: part and _with_replaced(part, f"{name}.{key}" if name else key, new, copies)
+            key: None if part is None else _with_replaced(part, f"{name}.{key}" if name else key, new, copies)
             for key, part in module._modules.items()
         }
         copied._modules = parts

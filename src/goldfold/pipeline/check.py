@@ -12,9 +12,9 @@ import torch
 
 from goldfold import files
 from goldfold.augment import make_augmenter, try_augmenter
+from goldfold.balance import class_weights, draw_epoch
 from goldfold.config import Config
 from goldfold.errors import BadInput, some
-from goldfold.balance import class_weights, draw_epoch
 from goldfold.folds import make_folds
 from goldfold.images import ImageSpec, find_unreadable
 from goldfold.losses import make_joint

@@ -80,7 +80,9 @@ def make_job(
         sources.train,
         train_ids,
         data.targets_of(train_ids),
-        metadata=None if encoder is None else encoder.transform(data.train.iloc[rows], data.train_csv, data.settings.id),
+        metadata=None
+        if encoder is None
+        else encoder.transform(data.train.iloc[rows], data.train_csv, data.settings.id),
         auxiliary=columns[rows],
         auxiliary_weights=masks[rows],
     )
@@ -210,7 +212,9 @@ def _extended(
         keep = np.flatnonzero(~known)
         if not len(keep):
             continue
-        metadata = None if encoder is None else encoder.transform(part.frame.iloc[keep], part.csv, config.competition.id)
+        metadata = (
+            None if encoder is None else encoder.transform(part.frame.iloc[keep], part.csv, config.competition.id)
+        )
         ids = tuple(part.ids[place] for place in keep)
         examples = add_external(examples, images, ids, part.targets[keep], part.weight, metadata)
     return examples

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from goldfold import files
 from goldfold.config import Config
-from goldfold.errors import BadInput, some
-from goldfold.lr_range import plot, smooth, suggest
+from goldfold.errors import BadInput, GoldfoldError, some
+from goldfold.lr_range import centred, plot, ramp, suggest
 from goldfold.machine import find_machine
 from goldfold.paths import Workspace
 from goldfold.pipeline.competition import load_competition
@@ -19,12 +20,17 @@ from goldfold.training import find_lr_range
 
 
 def lr_find(
-    config: Config, workspace: Workspace, out: Path, fold: int = 0, lowest: float = 1e-7, highest: float = 10.0, steps: int = 100
+    config: Config,
+    workspace: Workspace,
+    out: Path,
+    fold: int = 0,
+    lowest: float = 1e-7,
+    highest: float = 10.0,
+    steps: int = 100,
 ) -> dict[str, Any]:
     """Ramp the rate on one fold; writes ``out``.png and ``out``.json. Returns what the JSON holds. Raises BadInput."""
     assert config.name is not None
-    if not 0 < lowest < highest:
-        raise BadInput("--from", f"the rates must rise from above 0, got {lowest:g} to {highest:g}")
+    ramp(lowest, highest, steps)  # refuses wrong rates before any image is read
     data = load_competition(config.competition, workspace.root)
     tables = load_folds(config, data, workspace)
     table = next((table for table in tables if fold in table.folds), None)
@@ -37,7 +43,15 @@ def lr_find(
     paths = workspace.run(config.name).fold(fold)
     job = make_job(config, data, workspace, table, fold, config.train.seed, paths, sources, "")
     found = find_lr_range(job, machine, lowest, highest, steps)
-    suggestion = suggest(found.rates, found.losses)
+    title = (
+        f"{config.name}, fold {fold}: {config.optim.name}, batch {config.train.batch_size * config.train.accumulate}"
+    )
+    picture = out.with_suffix(".png")
+    try:
+        suggestion = suggest(found.rates, found.losses)
+    except GoldfoldError:
+        plot(picture, found.rates, found.losses, None, title)  # the curve shows why there is nothing to suggest
+        raise
     record = {
         "config": config.name,
         "fold": fold,
@@ -47,10 +61,9 @@ def lr_find(
         "machine": machine.describe(),
         "suggestions": asdict(suggestion),
         "rates": list(found.rates),
-        "losses": list(found.losses),
-        "smoothed": list(smooth(found.losses)),
+        "losses": [loss if math.isfinite(loss) else None for loss in found.losses],
+        "smoothed": centred(found.losses),
     }
     files.write_json(out.with_suffix(".json"), record)
-    title = f"{config.name}, fold {fold}: {config.optim.name}, batch {config.train.batch_size * config.train.accumulate}"
-    plot(out.with_suffix(".png"), found.rates, found.losses, suggestion, title)
+    plot(picture, found.rates, found.losses, suggestion, title)
     return record

@@ -106,11 +106,9 @@ def finish(job: FoldJob, machine: Machine, session: Session) -> None:
         )
         write_bundle(paths.bundle, bundle)
         best = session.progress.best_epoch
-        done: dict[str, Any] = {"fingerprint": job.fingerprint, "kept": train.keep, "best_epoch": best}
-        done["epochs"] = session.progress.epoch
-        if chosen is not None:
-            done["averaged_epochs"] = chosen
-        files.write_json(paths.done, done)
+        epochs = session.progress.epoch
+        done = {"fingerprint": job.fingerprint, "kept": train.keep, "best_epoch": best, "epochs": epochs}
+        files.write_json(paths.done, {**done, "averaged_epochs": chosen})
         drop_resume_state(paths)
     session.accelerator.wait_for_everyone()
 

@@ -56,8 +56,7 @@ def train_fold(job: FoldJob, machine: Machine, tracker: WandbRun) -> FoldResult:
         seen += images_seen
         at.epoch += 1
         record: dict[str, Any] = {"epoch": at.epoch, "step": at.step, "lr": session.optimizer.param_groups[0]["lr"]}
-        if train.phases:
-            record |= {"phase": stretch.number, "optimizer_state": state or ("new" if at.epoch == 1 else "kept")}
+        record |= {"phase": stretch.number, "optimizer_state": state or ("new" if at.epoch == 1 else "kept")}
         record["loss"] = train_loss
         if at.epoch % train.validate_every == 0 or at.epoch == train.epochs:
             scores = validate(job, machine, session)

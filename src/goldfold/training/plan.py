@@ -9,7 +9,7 @@ from goldfold.config.consistency import merged
 from goldfold.config.schema import Augment, Mix, Optim, Schedule
 from goldfold.config.training import Stages
 from goldfold.errors import BadInput
-from goldfold.schedules import Clock, lr_factor, momentum_at
+from goldfold.schedules import Clock, check_schedule, lr_factor, momentum_at
 from goldfold.training.job import Recipe
 
 
@@ -39,8 +39,21 @@ def make_plan(recipe: Recipe) -> tuple[Stretch, ...]:
     """``train.phases`` over the experiment's own settings; one stretch where there are none.
 
     The optimizer's state is reset where a phase says so or names another optimizer. Raises BadInput when a phase would
-    keep the state of another optimizer.
+    keep the state of another optimizer, and on milestones that never come.
     """
+    plan = _stretches(recipe)
+    for begin, end in _schedules(plan):
+        check_schedule(recipe.schedule, sum(stretch.epochs for stretch in plan[begin:end]))
+    return plan
+
+
+def _schedules(plan: Sequence[Stretch]) -> list[tuple[int, int]]:
+    """From and to (not included) of the stretches that share one run of the schedule."""
+    begins = [stretch.number for stretch in plan if stretch.restart]
+    return list(zip(begins, [*begins[1:], len(plan)], strict=True))
+
+
+def _stretches(recipe: Recipe) -> tuple[Stretch, ...]:
     train = recipe.train
     if not train.phases:
         whole = Stretch(
@@ -121,9 +134,7 @@ class Pace:
 
     def _clock(self, stretch: Stretch) -> tuple[Clock, int]:
         """The clock of the schedule that covers the stretch, and the global step at which it starts."""
-        begin = max(other.number for other in self.plan if other.restart and other.number <= stretch.number)
-        after = [other.number for other in self.plan if other.restart and other.number > stretch.number]
-        end = after[0] if after else len(self.plan)
+        begin, end = next((begin, end) for begin, end in _schedules(self.plan) if begin <= stretch.number < end)
         start = sum(self.plan[k].epochs * self.steps[k] for k in range(begin))
         scheduled = self.plan[-1].end - self.swa_epochs
         starts = [0]

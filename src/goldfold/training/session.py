@@ -206,8 +206,8 @@ def make_loader(
         if recipe.balance.rare_preset is not None:
             rare = rare_rows(recipe.balance, examples.targets, job.task)
             other = Augment(preset=recipe.balance.rare_preset, add=stretch.augment.add)
-            rare_augment = make_augmenter(other, stretch.size, views, colours)
-        augmenter = make_augmenter(stretch.augment, stretch.size, views, colours)
+            rare_augment = make_augmenter(other, stretch.size, views, colours, crop=recipe.input.size)
+        augmenter = make_augmenter(stretch.augment, stretch.size, views, colours, crop=recipe.input.size)
         batches = PixelBatches(examples, augmenter, rare, rare_augment)
     pinned = machine.device.type == "cuda"
     return order, train_loader(batches, order, workers=machine.workers, pin_memory=pinned)
@@ -295,6 +295,8 @@ def _restore(session: Session, state: dict[str, Any]) -> None:
     if session.swa is not None:
         session.swa.load_state_dict(state["swa"])
     if state["masks"] is not None:
-        session.masks = {name: mask.to(next(session.model.parameters()).device) for name, mask in state["masks"].items()}
+        session.masks = {
+            name: mask.to(next(session.model.parameters()).device) for name, mask in state["masks"].items()
+        }
     session.optimizer.load_state_dict(state["optimizer"])
     session.scaler.load_state_dict(state["scaler"])
