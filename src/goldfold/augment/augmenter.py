@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,13 +138,23 @@ def make_augmenter(
 
 
 def try_augmenter(augment: Augment, size: int, stored: int, channels: int, views: int = 1) -> None:
-    """Run every transform on made-up images of side ``stored``, whatever its chance. Raises BadInput when one fails."""
+    """Run every transform on made-up images of side ``stored``, whatever its chance.
+
+    Raises BadInput when one fails, or warns that it leaves such images as they are.
+    """
     make_augmenter(augment, size, views)  # before any list is read on, a wrong one is named
     train = None if augment.train is None else tuple(always(item) for item in augment.train)
     augment = augment.model_copy(update={"train": train, "add": tuple(always(item) for item in augment.add)})
     # Several images, so that each member of a choice has its turn.
     noise = np.random.default_rng(0).integers(0, 256, (16, stored, stored, channels), dtype=np.uint8)
-    make_augmenter(augment, size, views)(noise, seed=0)
+    augmenter = make_augmenter(augment, size, views)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", UserWarning)
+        augmenter(noise, seed=0)
+    for warning in seen:
+        if issubclass(warning.category, UserWarning):
+            what = f"on images of {channels} channels: {' '.join(str(warning.message).split())}"
+            raise BadInput("augment", what, "leave that transform out")
 
 
 def centre(images: Pixels, size: int, colours: InputColours = PLAIN) -> Pixels:

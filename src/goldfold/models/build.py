@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,25 @@ def build_model(
     if kaiming:
         model.init_kaiming()
     return model
+
+
+def try_sizes(model: Classifier, sizes: Iterable[int]) -> None:
+    """Show the network two blank images of each side in pixels. Raises BadInput on a side that it cannot take."""
+    spec, training = model.spec, model.training
+    device = next(model.parameters()).device
+    metadata = None if spec.metadata is None else torch.zeros(2, spec.metadata.width, device=device)
+    model.eval()
+    for size in sorted(set(sizes)):
+        pixels = torch.zeros(2, size, size, spec.channels, dtype=torch.uint8, device=device)
+        try:
+            with torch.inference_mode():
+                model(model.prepare(pixels), metadata)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            what = f"{spec.backbone} fails on images of side {size} ({_first_lines(error)})"
+            raise BadInput("input.size", what, "try the size that the backbone was made for") from error
+    model.train(training)
 
 
 def _torchvision_backbone(spec: ModelSpec, weights: Path | None, hub: bool) -> nn.Module:

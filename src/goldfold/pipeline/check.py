@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from goldfold import files
-from goldfold.augment import make_augmenter, try_augmenter
 from goldfold.balance import class_weights, draw_epoch
 from goldfold.config import Config
 from goldfold.errors import BadInput, some
@@ -19,13 +18,13 @@ from goldfold.folds import make_folds
 from goldfold.images import ImageSpec, find_unreadable
 from goldfold.losses import make_joint
 from goldfold.machine import find_machine
-from goldfold.models import Classifier, ModelSpec, build_model, set_frozen
+from goldfold.models import build_model, set_frozen, try_sizes
 from goldfold.models.trunk import split_trunk
 from goldfold.optim import make_optimizer
 from goldfold.paths import Workspace, find_input
 from goldfold.pipeline.competition import CompetitionData, load_competition, read_rows
 from goldfold.pipeline.external import ExternalData, load_external
-from goldfold.pipeline.jobs import fit_auxiliary, fit_encoder, fold_spec, make_recipe
+from goldfold.pipeline.jobs import fit_auxiliary, fit_encoder, fold_spec, make_recipe, try_augmentation
 from goldfold.pipeline.run import submission_format
 from goldfold.pipeline.run_folder import teacher_digest
 from goldfold.pipeline.stages import load_folds
@@ -77,7 +76,7 @@ def check_experiment(
         found.attempt(lambda: _check_model(config, data, workspace))
     for name in set(config.teacher.runs) - set(made):
         found.attempt(lambda name=name: _check_teacher(config, workspace, name))  # type: ignore[misc]
-    found.attempt(lambda: _check_augmentation(config))
+    found.attempt(lambda: try_augmentation(config))
     found.attempt(lambda: make_views(config.tta))
     machine = found.attempt(lambda: find_machine(config.train))
     if machine is not None:
@@ -163,14 +162,6 @@ def _check_disk(config: Config, data: CompetitionData, workspace: Workspace, fou
         )
 
 
-def _check_augmentation(config: Config) -> None:
-    spec = ImageSpec.from_config(config.input)
-    for stretch in make_plan(make_recipe(config)):
-        make_augmenter(stretch.augment, stretch.size, 3 if config.loss.jsd else 1)
-        # Some transforms fail on real pixels only, such as colour noise on grey images.
-        try_augmenter(stretch.augment, stretch.size, spec.size, spec.channels)
-
-
 def _check_teacher(config: Config, workspace: Workspace, name: str) -> None:
     folds = workspace.folds(config.competition.name)
     teacher_digest(workspace.run(name), files.sha256_file(folds) if folds.exists() else "")
@@ -201,8 +192,7 @@ def _check_model(config: Config, data: CompetitionData, workspace: Workspace) ->
     for stretch in plan:
         set_frozen(model, stretch.frozen, config.model.freeze.batch_norm)
         make_optimizer(stretch.optim, model)
-    for size in sorted({spec.size, *(stretch.size for stretch in plan)}):
-        _show(model, spec, size)
+    try_sizes(model, [spec.size, *(stretch.size for stretch in plan)])
     if config.model.freeze.cache:
         set_frozen(model, config.model.freeze.stages, config.model.freeze.batch_norm)
         split_trunk(model, model.prepare(torch.zeros(2, spec.size, spec.size, spec.channels, dtype=torch.uint8)))
@@ -210,14 +200,3 @@ def _check_model(config: Config, data: CompetitionData, workspace: Workspace) ->
     say(
         f"model: {spec.backbone}, {count / 1e6:.1f} M parameters, weights {path or ('hub' if config.model.pretrained else 'random')}"
     )
-
-
-def _show(model: Classifier, spec: ModelSpec, size: int) -> None:
-    pixels = torch.zeros(2, size, size, spec.channels, dtype=torch.uint8)
-    metadata = None if spec.metadata is None else torch.zeros(2, spec.metadata.width)
-    try:
-        with torch.inference_mode():
-            model.eval()(model.prepare(pixels), metadata)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        what = f"{spec.backbone} fails on images of side {size} ({' '.join(str(error).split())[:200]})"
-        raise BadInput("input.size", what, "try the size that the backbone was made for") from error

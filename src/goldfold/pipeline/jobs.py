@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from goldfold.augment import centre
+from goldfold.augment import centre, try_augmenter
 from goldfold.config import Config
 from goldfold.data import Examples, add_external, add_soft_labels, blend_soft_labels, labelled, rows_of
 from goldfold.errors import BadInput
@@ -25,6 +25,7 @@ from goldfold.progress import say, warn
 from goldfold.records import FoldTable, Ints
 from goldfold.rounds import distill_labels, pseudo_labels
 from goldfold.training import FoldJob, Recipe
+from goldfold.training.plan import make_plan
 
 STATISTICS_OF = 512
 """Images that the pixel mean and deviation of a colour space are measured on."""
@@ -218,6 +219,16 @@ def _extended(
         ids = tuple(part.ids[place] for place in keep)
         examples = add_external(examples, images, ids, part.targets[keep], part.weight, metadata)
     return examples
+
+
+def try_augmentation(config: Config) -> None:
+    """Run the transforms of every phase once. Raises BadInput when one fails or does nothing on such images.
+
+    Some fail on real pixels only, such as colour noise on grey images.
+    """
+    spec = ImageSpec.from_config(config.input)
+    for stretch in make_plan(make_recipe(config)):
+        try_augmenter(stretch.augment, stretch.size, spec.size, spec.channels, 3 if config.loss.jsd else 1)
 
 
 def make_recipe(config: Config) -> Recipe:

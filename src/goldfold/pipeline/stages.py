@@ -19,7 +19,7 @@ from goldfold.machine import Machine, find_machine
 from goldfold.metrics import score
 from goldfold.paths import RunPaths, Workspace
 from goldfold.pipeline.competition import CompetitionData, load_competition
-from goldfold.pipeline.jobs import make_job, open_sources
+from goldfold.pipeline.jobs import make_job, open_sources, try_augmentation
 from goldfold.pipeline.run_folder import digest_inputs, fold_folders, is_whole, open_run, record_fold
 from goldfold.progress import say
 from goldfold.records import FoldTable, Predictions, average, concatenate
@@ -69,6 +69,7 @@ def train_run(config: Config, workspace: Workspace, only_folds: Sequence[int] = 
         if is_done(done, fingerprint):
             drop_resume_state(done)  # a kill may have come between the fold's end and this
     if not is_whole(paths, config, folds, fingerprint):
+        try_augmentation(config)
         for fold, seed in jobs:
             fold_paths = paths.fold(fold, None if seed == config.train.seed else seed)
             if is_done(fold_paths, fingerprint):

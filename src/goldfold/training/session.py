@@ -26,7 +26,7 @@ from goldfold.features import Features, open_features
 from goldfold.images.colour import InputColours
 from goldfold.losses import JointLoss, make_joint
 from goldfold.machine import Machine
-from goldfold.models import Classifier, build_model, set_frozen, trainable_names
+from goldfold.models import Classifier, build_model, set_frozen, trainable_names, try_sizes
 from goldfold.models.trunk import split_trunk
 from goldfold.optim import make_optimizer, scaled_lr
 from goldfold.pruning import apply_masks, magnitude_masks
@@ -96,6 +96,7 @@ def start(job: FoldJob, machine: Machine, state: dict[str, Any] | None = None) -
     )
     set_frozen(model, stretch.frozen, recipe.model.freeze.batch_norm)
     model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
+    try_sizes(model, [job.spec.size, *(other.size for other in plan)])
     features, tail = None, model
     if recipe.model.freeze.cache:
         features, tail = _cached_trunk(job, machine, model)
@@ -299,4 +300,16 @@ def _restore(session: Session, state: dict[str, Any]) -> None:
             name: mask.to(next(session.model.parameters()).device) for name, mask in state["masks"].items()
         }
     session.optimizer.load_state_dict(state["optimizer"])
+    _lay_out(session.optimizer)
     session.scaler.load_state_dict(state["scaler"])
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give restored moments the memory layout of their parameters, as they had when they were made.
+
+    Files hold plain rows. A norm over another layout adds in another order: LAMB would go on a last digit apart.
+    """
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
