@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -133,6 +134,31 @@ def test_further_images_without_the_metadata_that_the_network_needs_are_refused(
         add_external(examples, Painted(names(2)), names(2), hot(1), 1.0)
     more = add_external(examples, Painted(names(2)), names(2), hot(1), 1.0, np.zeros((1, 3), dtype=np.float32))
     assert more.metadata.tolist() == [[1, 1, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("transform", [{"RandAugment": {}}, {"TrivialAugment": {}}, {"HueSaturationValue": {"p": 1}}])
+def test_draws_differ_between_batches_and_epochs_and_not_with_the_workers(transform: dict[str, Any]) -> None:
+    """A forked worker repeats its neighbour's draws, and every epoch's, where generators are copied (a common bug)."""
+
+    class Same(Painted):
+        def read(self, rows: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
+            picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            return np.stack([picture] * len(rows))
+
+    images = Same(names(*range(8)))
+    images.shape = (32, 32, 3)
+    examples = labelled(images, images.ids, np.eye(8, dtype=np.float32))
+    seen = {}
+    for workers in (0, 2):
+        order = EpochOrder(ordered(8), 2, 0)
+        batches = PixelBatches(examples, make_augmenter(Augment(preset="none", add=(transform,)), 32))
+        loader = train_loader(batches, order, workers=workers, pin_memory=False)
+        seen[workers] = []
+        for number in range(2):
+            order.epoch = number
+            seen[workers] += [picture.numpy().tobytes() for batch in loader for picture in batch.pixels]
+    assert seen[0] == seen[2]
+    assert len(set(seen[0])) > 8  # of 16 pictures; a repeated epoch or worker would leave 8 or fewer
 
 
 def test_rare_rows_are_augmented_by_their_own_transforms() -> None:

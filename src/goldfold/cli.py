@@ -127,7 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
     kind.add_argument("--stack", metavar="TRICKS", help="add one after the other (comma-separated names or key=value)")
     kind.add_argument("--drop", metavar="TRICKS", help="all on, then each left out")
     kind.add_argument("--add", metavar="TRICKS", help="all off, then each alone")
-    ablate.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings a row (default: 3)")
+    ablate.add_argument("--seeds", type=int, default=4, metavar="N", help="trainings a row (default: 4)")
     ablate.add_argument("--folds", default="", metavar="K,K", help="only these folds; default: all")
     ablate.add_argument("--name", help="the ablation's folder; default: from the configuration and the kind")
     ablate.add_argument("--keep-weights", action="store_true", help="keep every trained network")

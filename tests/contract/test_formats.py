@@ -23,6 +23,7 @@ FILES = {
     "run.json": "runs/tiny/run.json",
     "cv.json": "runs/tiny/cv.json",
     "ensemble.json": "ensembles/both/ensemble.json",
+    "lr-find": "lr-find/tiny.json",
 }
 
 
@@ -38,6 +39,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["ensemble", "tiny", "other", "--name", "both"]) == 0
         assert main(["submit", "tiny"]) == 0
         assert main(["submit", "both"]) == 0
+        assert main(["lr-find", config, "--steps", "40", "--from", "1e-5"]) == 0
     return root
 
 

@@ -119,8 +119,21 @@ def test_processes_that_make_the_folds_at_once_agree(project: Path, monkeypatch:
 
 
 def test_two_processes_train_one_model(project: Path) -> None:
-    """As on a notebook's two GPUs, here on the CPU: the same files, and the arithmetic of one process."""
-    settings = [*PLAIN, "train.early_stopping.patience=1", "train.keep=best", "--fold", "0"]
+    """As on a notebook's two GPUs, here on the CPU: the same files, and the arithmetic of one process.
+
+    Linear scaling counts both processes: without that the pair would go at half the rate.
+    """
+    phases = "train.phases=[{epochs: 1, frozen: 1}, {epochs: 1}]"
+    settings = [
+        *PLAIN,
+        phases,
+        "optim.lr_scaling=linear",
+        "optim.lr_batch=12",
+        "train.early_stopping.patience=1",
+        "train.keep=best",
+        "--fold",
+        "0",
+    ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     pair = [*launch, "-m", "goldfold.cli", "train", CONFIG, "train.batch_size=6", "name=pair", *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -133,6 +146,9 @@ def test_two_processes_train_one_model(project: Path) -> None:
     ]
     assert trees[0] == trees[1]
     assert difference(weights(project, "pair"), weights(project, "alone")) < 1e-5
+    for run in ("pair", "alone"):
+        first = (project / f"runs/{run}/fold0/metrics.jsonl").read_text().splitlines()[0]
+        assert json.loads(first)["lr"] > 0.03  # half of it, were one process counted
     lines = [
         [json.loads(line) for line in (project / f"runs/{run}/fold0/metrics.jsonl").read_text().splitlines()]
         for run in ("pair", "alone")

@@ -79,7 +79,7 @@ SCHEDULE_KEYS = {
     "patience": ("plateau",),
     "threshold": ("plateau",),
     "cycle_epochs": ("cosine_restarts", "triangular"),
-    "cycle_mult": ("cosine_restarts",),
+    "cycle_mult": ("cosine_restarts", "triangular"),
     "cycle_decay": ("cosine_restarts", "triangular"),
     "peak_at": ("one_cycle",),
     "start_factor": ("one_cycle", "triangular"),

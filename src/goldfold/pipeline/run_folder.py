@@ -22,7 +22,7 @@ from goldfold.training import is_done
 # Keys that never change what a run computes.
 IRRELEVANT = ("name", "tracking", "train.workers", "input.cache", "input.cache_dir", "tta.batch_size")
 IMAGES = ("train_images", "test_images")
-EXTERNAL_IMAGES = "external images of"
+EXTERNAL_IMAGES = "external_images_"
 VERSIONS = ("goldfold", "torch", "timm", "albumentations", "numpy", "scikit-learn", "ttach")
 
 
@@ -33,10 +33,11 @@ def digest_inputs(
     weights = config.model.weights if config.model.pretrained else None
     folds = files.sha256_file(workspace.folds(config.competition.name))
     teachers = {f"teacher {name}": teacher_digest(workspace.run(name), folds) for name in config.teacher.runs}
-    external: dict[str, str | None] = {
-        f"external {part.csv.name}": files.sha256_file(part.csv) for part, _ in sources.external
-    }
-    external |= {f"{EXTERNAL_IMAGES} {part.csv.name}": images.digest for part, images in sources.external}
+    external: dict[str, str | None] = {}
+    for number, (part, images) in enumerate(sources.external):
+        # By number: on Kaggle the same files lie elsewhere, and two sets may both have a train.csv.
+        external[f"external_csv_{number}"] = files.sha256_file(part.csv)
+        external[f"{EXTERNAL_IMAGES}{number}"] = images.digest
     return {
         "train_csv": files.sha256_file(data.train_csv),
         "test_csv": None if data.test_csv is None else files.sha256_file(data.test_csv),

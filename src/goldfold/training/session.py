@@ -146,6 +146,8 @@ def enter(job: FoldJob, session: Session, stretch: Stretch) -> str | None:
             session.optimizer.load_state_dict(kept)
     # Which layers have gradients is fixed when the network is wrapped.
     if stretch.frozen != session.stretch.frozen:
+        session.wrapped = session.tail
+        session.accelerator.free_memory()  # the old wrapper's gradient hooks go with it
         session.wrapped = _wrapped(session.accelerator, session.tail)
     session.stretch = stretch
     return "reset" if stretch.reset else "kept"
