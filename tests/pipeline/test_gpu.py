@@ -34,3 +34,23 @@ def test_training_on_the_gpu_learns_and_predicts_alike_on_the_cpu(project: Path,
     gpu = pd.read_parquet(project / "runs/tiny/test.parquet").set_index("id").sort_index()
     cpu = pd.read_parquet(project / "runs/tiny/predict-test.parquet").set_index("id").sort_index()
     assert np.abs(gpu.to_numpy() - cpu.to_numpy()).max() < (1e-3 if precision == "fp32" else 0.05)
+
+
+TRICKS = {
+    "phases": ["train.phases=[{epochs: 1, frozen: 1, size: 16}, {epochs: 1, optimizer: sgd, lr: 0.01}]"],
+    "cached": ["model.freeze={stages: 2, cache: true}", "augment.preset=none"],
+    "averages": ["train.swa.epochs=1", "augment.erase.prob=0.5", "optim.name=lamb"],
+    "jsd": ["augment.add=[{AugMix: {}}]", "loss.jsd=12.0"],
+    "pruned": ["train.prune={amount: 0.5, after: 1}", "train.ema.decay=0.9", "mix.cutmix=1.0"],
+}
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_tricks_on_the_gpu(project: Path, trick: str) -> None:
+    """With the loss scaling that a T4 needs; a resumed training goes on where it was."""
+    config = make_competition(project)
+    settings = ["train.device=cuda", "train.precision=fp16", "train.epochs=2", *TRICKS[trick]]
+    assert main(["train", str(config), *settings]) == 0
+    lines = (project / "runs/tiny/fold0/metrics.jsonl").read_text().splitlines()
+    assert all(np.isfinite(json.loads(line)["loss"]) for line in lines)
+    assert main(["predict", "tiny"]) == 0

@@ -183,6 +183,55 @@ def test_a_training_stopped_in_or_between_phases_ends_bit_identical(
         assert whole.read_bytes() == killed.read_bytes(), name
 
 
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lookahead_lamb", "sgd"])
+def test_kept_moments_follow_their_parameters_into_other_groups(name: str) -> None:
+    """Layer decay, another head rate or decay_all deal the parameters to groups anew."""
+    from goldfold.config.schema import Model as ModelSection
+    from goldfold.models import build_model, make_spec
+    from goldfold.optim import make_optimizer
+    from goldfold.tasks import Task
+    from goldfold.training.session import carry_state
+
+    spec = make_spec(
+        ModelSection(backbone="test_resnet", pretrained=False), Input(size=32), Task("binary", ("1",), "0")
+    )
+    model = build_model(spec)
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        model(torch.ones(2, 3, 32, 32)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    old = make_optimizer(Optim(name=name), model)
+    for _ in range(3):
+        step(old)
+    new = make_optimizer(Optim(name=name, head_lr_scale=10, decay_all=True), model)
+    assert [len(group["params"]) for group in new.param_groups] != [len(group["params"]) for group in old.param_groups]
+    carry_state(old, new)
+    before, after = (getattr(one, "_base_optimizer", one).state for one in (old, new))
+    assert set(before) == set(after)
+    for parameter in before:
+        for key, value in before[parameter].items():
+            same = (
+                torch.equal(value, after[parameter][key])
+                if isinstance(value, torch.Tensor)
+                else value == after[parameter][key]
+            )
+            assert same, key
+    for key in ("step", "lookahead_step"):
+        if key in old.param_groups[0]:
+            assert {float(group[key]) for group in new.param_groups} == {3.0}
+    step(new)
+
+
+def test_the_number_of_loader_processes_changes_nothing_not_even_dropout(project: Path) -> None:
+    settings = ["model.drop_rate=0.5", "train.epochs=2", "augment.preset=light"]
+    for workers in (0, 1):
+        assert main([*RUN, "--run", f"w{workers}", f"train.workers={workers}", *settings]) == 0
+    first, second = (project / f"runs/w{workers}/fold0/model.safetensors" for workers in (0, 1))
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_clean_last_epochs_see_plain_images(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from goldfold.training import loop
 

@@ -52,8 +52,11 @@ def tricks_fit(config: Config) -> None:
     _idle_keys(config)
     if config.balance.rare_preset is not None and config.competition.task == "regression":
         raise ValueError("balance.rare_preset needs classes, and a regression has none")
-    if config.model.freeze.stages == "all" and config.train.prune.amount:
-        raise ValueError("train.prune would change frozen layers; set model.freeze.stages lower")
+    if config.train.prune.amount:
+        if config.model.freeze.stages == "all":
+            raise ValueError("train.prune finds no trained layer to prune; set model.freeze.stages lower")
+        if any(phase.frozen is not None for phase in config.train.phases):
+            raise ValueError("train.prune prunes what trains at its epoch; leave frozen out of train.phases")
 
 
 def _idle_keys(config: Config) -> None:
@@ -106,6 +109,8 @@ def _jsd(config: Config) -> None:
         return
     if config.competition.task not in ("binary", "multiclass"):
         raise ValueError("loss.jsd is for binary and multiclass tasks")
+    if config.balance.rare_preset is not None and not has_augmix(Augment(add=config.augment.add)):
+        raise ValueError("loss.jsd with balance.rare_preset needs AugMix in augment.add, which rare rows keep")
     for number, (augment, mix) in enumerate(_stretches(config)):
         where = f" (train.phases[{number}])" if config.train.phases else ""
         if not has_augmix(augment):
@@ -147,6 +152,8 @@ def _cached_trunk(config: Config) -> None:
         return
     if config.model.freeze.stages == 0:
         raise ValueError("model.freeze.cache needs frozen stages; set model.freeze.stages")
+    if not config.input.cache:
+        raise ValueError("model.freeze.cache keeps features beside decoded images; set input.cache to true")
     augment, mix = config.augment, config.mix
     if augment.preset != "none" or augment.train or augment.add or augment.erase.prob:
         raise ValueError("model.freeze.cache trains on model.freeze.cache_views alone; set augment.preset to none")

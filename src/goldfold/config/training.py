@@ -69,7 +69,9 @@ class Model(Section):
     stem_kernel: Literal[1, 3, 5, 7, 9, 11] | None = Field(
         None, description="Side of the first convolution's kernel; null: its own"
     )
-    zero_init_last: bool = Field(False, description="Zero the last scale of each residual branch; not when pretrained")
+    zero_init_last: bool = Field(
+        False, description="Zero the last scale of each residual branch, from random weights only"
+    )
     freeze: Freeze = Freeze()
     metadata: Metadata = Metadata()
     mean: tuple[float, ...] | None = Field(None, description="Pixel mean in 0..1; null: the backbone's")
@@ -144,9 +146,9 @@ class Schedule(Section):
     gamma: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1, description="Factor of step, multi_step, exponential, plateau"
     )
-    patience: Annotated[int, Field(ge=0)] = Field(2, description="Validations without gain before plateau acts")
+    patience: Annotated[int, Field(ge=0)] = Field(2, description="Validations without gain that plateau bears")
     threshold: NotNegative = Field(0.0, description="Smallest gain that plateau counts")
-    cycle_epochs: Above = Field(2.0, description="First cycle (cosine_restarts), whole cycle (triangular)")
+    cycle_epochs: Above = Field(2.0, description="First cycle (cosine_restarts; triangular: up and down)")
     cycle_mult: Annotated[float, Field(ge=1)] = Field(1.0, description="Each cycle's length over the one before")
     cycle_decay: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Each cycle's peak over the one before")
     peak_at: Annotated[float, Field(gt=0, lt=1)] = Field(0.25, description="Share of one_cycle before its peak")
@@ -201,8 +203,10 @@ class Prune(Section):
 
 
 class EarlyStopping(Section):
-    patience: Annotated[int, Field(ge=0)] = Field(0, description="Epochs without gain before stopping; 0: off")
-    min_delta: NotNegative = Field(0.0, description="Smallest gain that counts")
+    patience: Annotated[int, Field(ge=0)] = Field(
+        0, description="Validations without gain after which it stops; 0: off"
+    )
+    min_delta: NotNegative = Field(0.0, description="Smallest gain that counts, for keep too")
 
 
 class Phase(Section):

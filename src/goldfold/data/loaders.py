@@ -147,6 +147,7 @@ def train_loader(
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         worker_init_fn=_start_worker,
+        generator=_idle_generator(),
     )
     return Batches(loader)
 
@@ -185,12 +186,21 @@ def plain_loader(
         num_workers=min(workers, len(batches)),
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
+        generator=_idle_generator(),
     )
     return Batches(loader)
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _idle_generator() -> torch.Generator:
+    """A loader that starts its processes draws a seed for them, which nothing here uses.
+
+    From the global generator it would move dropout's draws, by the number of processes and by where a run goes on.
+    """
+    return torch.Generator().manual_seed(0)
 
 
 def _start_worker(number: int) -> None:

@@ -20,7 +20,7 @@ from goldfold.losses import make_joint
 from goldfold.machine import find_machine
 from goldfold.models import build_model, set_frozen, try_sizes
 from goldfold.models.trunk import split_trunk
-from goldfold.optim import make_optimizer
+from goldfold.optim import make_optimizer, set_momentum
 from goldfold.paths import Workspace, find_input
 from goldfold.pipeline.competition import CompetitionData, load_competition, read_rows
 from goldfold.pipeline.external import ExternalData, load_external
@@ -191,7 +191,9 @@ def _check_model(config: Config, data: CompetitionData, workspace: Workspace) ->
     draw_epoch(config.balance, data.targets, data.task, 0)
     for stretch in plan:
         set_frozen(model, stretch.frozen, config.model.freeze.batch_norm)
-        make_optimizer(stretch.optim, model)
+        optimizer = make_optimizer(stretch.optim, model)
+        if config.schedule.momentum_cycle is not None:
+            set_momentum(optimizer, config.schedule.momentum_cycle[0])
     try_sizes(model, [spec.size, *(stretch.size for stretch in plan)])
     if config.model.freeze.cache:
         set_frozen(model, config.model.freeze.stages, config.model.freeze.batch_norm)

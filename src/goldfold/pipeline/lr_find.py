@@ -50,7 +50,8 @@ def lr_find(
     try:
         suggestion = suggest(found.rates, found.losses)
     except GoldfoldError:
-        plot(picture, found.rates, found.losses, None, title)  # the curve shows why there is nothing to suggest
+        if machine.is_main:
+            plot(picture, found.rates, found.losses, None, title)  # the curve shows why there is nothing to suggest
         raise
     record = {
         "config": config.name,
@@ -64,6 +65,8 @@ def lr_find(
         "losses": [loss if math.isfinite(loss) else None for loss in found.losses],
         "smoothed": centred(found.losses),
     }
+    if not machine.is_main:
+        return record
     files.write_json(out.with_suffix(".json"), record)
     plot(picture, found.rates, found.losses, suggestion, title)
     return record

@@ -44,6 +44,8 @@ def note_score(job: FoldJob, session: Session, value: float | None) -> None:
     """Keep the best epoch's weights where they are asked for; count epochs without gain."""
     at, train = session.progress, job.recipe.train
     at.scores.append(value)
+    if train.prune.amount and session.masks is None:
+        return  # epochs before the masks are another network: neither the best nor a reason to stop
     gain = train.early_stopping.min_delta * (1 if job.metrics[0].greater_is_better else -1)
     beaten = None if at.best_score is None else at.best_score + gain
     improved = value is not None and (beaten is None or better(job.metrics[0], value, beaten))

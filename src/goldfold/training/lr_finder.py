@@ -44,7 +44,8 @@ def find_lr_range(job: FoldJob, machine: Machine, lowest: float, highest: float,
                 batches = iter(loader)
                 batch = next(batches)
             number = session.progress.step * stretch.accumulate
-            total += float(backward(job, machine, session, batch, number, stretch.accumulate, sync=True))
+            loss = backward(job, machine, session, batch, number, stretch.accumulate, sync=True)
+            total += float(session.accelerator.reduce(loss, "mean"))  # all processes must agree on when to stop
         losses.append(total / stretch.accumulate)
         if diverged(losses):
             break

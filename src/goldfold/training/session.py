@@ -34,6 +34,9 @@ from goldfold.seeds import seed_everything
 from goldfold.training.job import INIT, ORDER, FoldJob
 from goldfold.training.plan import Pace, Stretch, at_epoch, make_plan
 
+BEHIND_TRUNK = ("head", "n_logits", "activation", "drop_rate", "metadata", "target_mean", "target_std")
+"""Parts of a network that stored features never depend on."""
+
 
 @dataclass
 class Progress:
@@ -141,9 +144,7 @@ def enter(job: FoldJob, session: Session, stretch: Stretch) -> str | None:
     if stretch.reset or stretch.optim != session.stretch.optim:
         session.optimizer = _optimizer(job, session.plan, stretch, session.model, session.accelerator)
         if not stretch.reset:
-            # The new phase's settings, with the moments of the old one.
-            kept = session.optimizer.state_dict() | {"state": old.state_dict()["state"]}
-            session.optimizer.load_state_dict(kept)
+            carry_state(old, session.optimizer)
     # Which layers have gradients is fixed when the network is wrapped.
     if stretch.frozen != session.stretch.frozen:
         session.wrapped = session.tail
@@ -151,6 +152,26 @@ def enter(job: FoldJob, session: Session, stretch: Stretch) -> str | None:
         session.wrapped = _wrapped(session.accelerator, session.tail)
     session.stretch = stretch
     return "reset" if stretch.reset else "kept"
+
+
+def carry_state(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
+    """Give the new phase's optimizer the moments of the old one, by parameter: its groups may be others.
+
+    What an optimizer counts in its groups (LAMB's steps, Lookahead's) is the same in all of them, and is no setting.
+    """
+    states, former = _base(new).state, _base(old).state
+    for group in new.param_groups:
+        for parameter in group["params"]:
+            if parameter in former:
+                states[parameter] = former[parameter]
+        for key, value in old.param_groups[0].items():
+            if key not in group or key == "lookahead_step":
+                group[key] = value
+
+
+def _base(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """timm's Lookahead keeps its state in the optimizer that it wraps."""
+    return getattr(optimizer, "_base_optimizer", optimizer)
 
 
 def prune(job: FoldJob, session: Session) -> None:
@@ -234,10 +255,16 @@ def _cached_trunk(job: FoldJob, machine: Machine, model: Classifier) -> tuple[Fe
     split = split_trunk(model, model.prepare(example, machine.memory_format))
     names = trainable_names(model, freeze.stages, freeze.batch_norm)
     state = {name: value for name, value in model.backbone.state_dict().items() if f"backbone.{name}" not in names}
-    spec = {key: value for key, value in job.spec.to_dict().items() if key not in ("head", "n_logits", "activation")}
+    spec = {key: value for key, value in job.spec.to_dict().items() if key not in BEHIND_TRUNK}
     features = open_features(
         job.cache,
-        {"state": digest_state(state), "spec": spec, "images": images.digest, "stages": freeze.stages},
+        {
+            "state": digest_state(state),
+            "spec": spec,
+            "images": images.digest,
+            "stages": freeze.stages,
+            "precision": machine.precision,
+        },
         split.trunk,
         lambda pixels: model.prepare(pixels, machine.memory_format),
         images,
@@ -311,7 +338,7 @@ def _lay_out(optimizer: torch.optim.Optimizer) -> None:
 
     Files hold plain rows. A norm over another layout adds in another order: LAMB would go on a last digit apart.
     """
-    for parameter, moments in optimizer.state.items():
+    for parameter, moments in _base(optimizer).state.items():
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

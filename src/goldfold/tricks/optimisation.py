@@ -167,7 +167,7 @@ OPTIMISATION: tuple[Trick, ...] = (
     Trick("l2_penalty", "D", "L2 penalty", PENALTIES, ("optim.l2",), "penalties", "off", "Krogh and Hertz 1992",
           {"optim.l2": 1e-4}, {"optim.l2": 0.0}),
     Trick("cached_trunk", "D", "Frozen trunk, stored features", TRUNK, ("model.freeze.cache", "model.freeze.cache_views"),
-          "cached_trunk", "off", "Goldfold's own: four times faster at equal score in a probe on two cores",
+          "cached_trunk", "off", "Goldfold's own; measured on its card",
           {"model.freeze.cache": True, "model.freeze.stages": -2, "augment.preset": "none"},
           {"model.freeze.cache": False}),
     Trick("ema", "D", "EMA of weights", AVERAGES, ("train.ema.decay", "train.ema.warmup"), "ema", "off",
