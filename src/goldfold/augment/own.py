@@ -18,6 +18,7 @@ it is; the four refuse it, since they would move colours and alpha apart.
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -60,8 +61,9 @@ class _OfColours(_ImageOnlyTransform):  # type: ignore[misc]
             return made[..., :1].reshape(img.shape)
         return made if channels == 3 else np.concatenate([made, img[..., 3:]], axis=2)
 
+    @abstractmethod
     def _change(self, rgb: Pixels, params: dict[str, Any]) -> Pixels:
-        raise NotImplementedError
+        """RGB (H, W, 3) uint8 → the same, changed by the draw."""
 
 
 class ColorSkew(_OfColours):

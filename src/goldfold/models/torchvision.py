@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -69,7 +70,7 @@ def _family(name: str) -> str:
     raise BadInput("model.backbone", f"goldfold takes no model '{bare}' from torchvision", mend)
 
 
-class TorchvisionBackbone(nn.Module):
+class TorchvisionBackbone(nn.Module, ABC):
     """A torchvision network without its classifier: images (B, C, H, W) → features (B, F), or the map (B, F, h, w)."""
 
     matcher: ClassVar[dict[str, Any]]
@@ -85,9 +86,9 @@ class TorchvisionBackbone(nn.Module):
         self.num_classes = 0
         self.mapped = mapped
 
+    @abstractmethod
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, C, H, W) → (B, F, h, w)."""
-        raise NotImplementedError
 
     def forward_head(self, features: Tensor) -> Tensor:
         """(B, F, h, w) → (B, F')."""
