@@ -215,7 +215,10 @@ def test_two_runs_become_an_ensemble_and_a_submission(project: Path, capsys: Cap
     assert "both (mean)" in out
     assert "wrote ensembles/both" in out
     assert {path.name for path in (project / "ensembles/both").iterdir()} == {
+        "correlation.csv",
         "ensemble.json",
+        "members.csv",
+        "members.png",
         "oof.parquet",
         "test.parquet",
     }
@@ -268,7 +271,15 @@ def test_a_competition_without_test_rows_trains_and_submit_says_what_is_missing(
     assert "name a CSV" in refused(capsys, "predict", "tiny")
     assert main(["predict", "tiny", "--csv", "data/tiny/test.csv"]) == 0
     line = refused(
-        capsys, "train", CONFIG, *nothing, "--run", "x", "train.epochs=1", "teacher.runs=[tiny]", "teacher.test=soft"
+        capsys,
+        "train",
+        CONFIG,
+        *nothing,
+        "--run",
+        "x",
+        "train.epochs=1",
+        "teacher.runs=[tiny]",
+        "teacher.pseudo.labels=soft",
     )
     assert "test_csv" in line
 

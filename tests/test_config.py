@@ -31,6 +31,9 @@ competition:
 """
 
 
+UNLABELLED = "competition.unlabelled=[{csv: more.csv, image_path: 'more/{id}.png'}]"
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "base.yaml").write_text(COMPETITION + "train: {epochs: 9, seeds: [1, 2], ema: {decay: 0.9}}\n")
@@ -146,9 +149,12 @@ class TestMistakes:
             ("augment: {train: 3}", "'augment.train': should be a list, got 3"),
             ("augment: {train: [{Blur: 3}]}", "'augment.train.0.Blur': should be a section of keys, got 3"),
             ("model: {mean: [0.5, x]}", "'model.mean.1': Input should be a valid number"),
-            ("tta: {views: foo}", "'tta.views': Input should be 'none', 'hflip', 'flips' or 'd4', got 'foo'"),
+            (
+                "tta: {views: foo}",
+                "'tta.views': Input should be 'none', 'flip', 'flips', 'd4', 'five-crop', 'ten-crop', 'scales' or 'auto'",
+            ),
             ("tta: {views: [3]}", "'tta.views.0': should be a section of keys, got 3"),
-            ("teacher: {runs: [a]}", "'teacher': teacher.runs needs teacher.test"),
+            ("teacher: {runs: [a]}", "'teacher': teacher.runs needs teacher.pseudo.labels or teacher.distill.weight"),
         ],
     )
     def test_are_named(self, folder: Path, text: str, says: str) -> None:
@@ -212,6 +218,124 @@ class TestConfig:
         new = {"a": 1, "b": {"c": 2, "d": [1, 2]}, "f": 1}
         assert changed_keys(old, new) == ["b.c", "b.d", "e", "f"]
         assert changed_keys(old, old) == []
+
+
+class TestTeacher:
+    """Keys of rounds that would do nothing, or something else than they say."""
+
+    PSEUDO = ("teacher.runs=[a]", "teacher.pseudo.labels=soft", "competition.test_csv=test.csv")
+    HARD = ("teacher.runs=[a]", "teacher.pseudo.labels=hard", "competition.test_csv=test.csv")
+    DISTIL = ("teacher.runs=[a]", "teacher.distill.weight=0.5")
+    ONLINE = ("teacher.runs=[a]", "teacher.distill.features=1", "teacher.distill.how=online")
+    CACHED = ("model.freeze={stages: 1, cache: true}", "augment.preset=none")
+    REGRESSION = ("competition.task=regression", "competition.metric=rmse")
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            (*PSEUDO, "teacher.pseudo.min_prob=0.9", "teacher.pseudo.power=2", "teacher.pseudo.trim=0.1"),
+            (*PSEUDO, "teacher.pseudo.min_prob={a: 0.5}", "teacher.pseudo.top_k=3", "teacher.pseudo.margin=0.1"),
+            (*PSEUDO, "teacher.pseudo.cool_down=8", "teacher.pseudo.sampling_prob=0.5", "teacher.leaky=true"),
+            (*HARD, "teacher.pseudo.weighting=confidence", "teacher.pseudo.weight=0.5"),
+            (*PSEUDO, *DISTIL, "teacher.distill.temperature=2", "teacher.distill.how=cross_fitted"),
+            (*DISTIL, "teacher.distill.how=cross_fitted", "teacher.distill.inner=5"),
+            (*DISTIL, "teacher.distill.how=online", "teacher.distill.features=1", "teacher.leaky=true"),
+            ONLINE,
+            (*DISTIL, "teacher.distill.how=online", *CACHED),
+            (*PSEUDO, *REGRESSION, "teacher.pseudo.margin=0.1", "teacher.pseudo.weight=0.5"),
+            ("teacher.runs=[a]", "teacher.pseudo={labels: soft, images: unlabelled}", UNLABELLED),
+            ("teacher.runs=[a]", "teacher.pseudo={labels: soft}", UNLABELLED),
+            (*PSEUDO, "teacher.pseudo.images=test"),
+        ],
+    )
+    def test_what_has_an_effect_is_taken(self, folder: Path, settings: tuple[str, ...]) -> None:
+        load_config(folder / "base.yaml", settings)
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("images", "test"),
+            ("min_prob", "0.9"),
+            ("min_prob", "{cat: 0.9}"),
+            ("top_k", "10"),
+            ("margin", "0.1"),
+            ("power", "2"),
+            ("trim", "0.1"),
+            ("weight", "0.5"),
+            ("weighting", "confidence"),
+            ("sampling_prob", "0.5"),
+            ("cool_down", "1"),
+        ],
+    )
+    def test_a_key_of_pseudo_labels_without_them(self, folder: Path, key: str, value: str) -> None:
+        for teachers in ((), self.DISTIL):
+            found = refused(folder / "base.yaml", *teachers, f"teacher.pseudo.{key}={value}")
+            assert f"teacher.pseudo.{key} does nothing without teacher.pseudo.labels; leave it out, or set" in found
+
+    def test_every_key_of_pseudo_labels_is_guarded(self) -> None:
+        """A new key needs a line in the test above."""
+        from goldfold.config.schema import Pseudo
+
+        tested = {mark[0] for mark in self.test_a_key_of_pseudo_labels_without_them.pytestmark[0].args[1]}  # type: ignore[attr-defined]
+        assert tested == set(Pseudo.model_fields) - {"labels"}
+
+    @pytest.mark.parametrize(
+        ("settings", "says"),
+        [
+            (("teacher.distill.how=online",), "teacher.distill.how does nothing without teacher.distill.weight above"),
+            (
+                ("teacher.distill.temperature=2",),
+                "teacher.distill.temperature does nothing without teacher.distill.wei",
+            ),
+            ((*ONLINE, "teacher.distill.temperature=2"), "teacher.distill.temperature does nothing without"),
+            ((*PSEUDO, "teacher.distill.temperature=2"), "teacher.distill.temperature does nothing without"),
+            (
+                ("teacher.distill.inner=5",),
+                "teacher.distill.inner does nothing without teacher.distill.how cross_fitted",
+            ),
+            ((*DISTIL, "teacher.distill.inner=5"), "teacher.distill.inner does nothing without teacher.distill.how"),
+            (
+                (*DISTIL, "teacher.distill.features=1"),
+                "teacher.distill.features does nothing without teacher.distill.how",
+            ),
+            ((*ONLINE, *CACHED), "teacher.distill.features needs the images, and model.freeze.cache trains on stored"),
+            (("teacher.leaky=true",), "teacher.leaky does nothing without teacher.runs"),
+            (
+                (*DISTIL, "teacher.distill.how=cross_fitted", "teacher.leaky=true"),
+                "teacher.distill.how 'cross_fitted' trains teachers that never saw a row, and teacher.leaky is for",
+            ),
+            ((*HARD, "teacher.pseudo.power=2"), "teacher.pseudo.power does nothing without teacher.pseudo.labels soft"),
+            ((*HARD, "teacher.pseudo.trim=0.1"), "teacher.pseudo.trim does nothing without teacher.pseudo.labels soft"),
+            (
+                (*PSEUDO, "teacher.pseudo.cool_down=9"),
+                "teacher.pseudo.cool_down 9 leaves no epoch with pseudo-labels; make it less than train.epochs (9)",
+            ),
+            (
+                (*PSEUDO, "teacher.pseudo.cool_down=1", "train.early_stopping.patience=2"),
+                "teacher.pseudo.cool_down needs the last epochs; set train.early_stopping.patience to 0",
+            ),
+            ((*PSEUDO, *REGRESSION, "teacher.pseudo.min_prob=0.9"), "teacher.pseudo.min_prob is for probabilities"),
+            ((*PSEUDO, *REGRESSION, "teacher.pseudo.power=2"), "teacher.pseudo.power is for probabilities"),
+            ((*PSEUDO, *REGRESSION, "teacher.pseudo.trim=0.1"), "teacher.pseudo.trim is for probabilities"),
+            ((*PSEUDO, *REGRESSION, "teacher.pseudo.weighting=confidence"), "teacher.pseudo.weighting is for prob"),
+            ((*HARD, *REGRESSION), "teacher.pseudo.labels 'hard' needs classes, and a regression has none"),
+            ((*DISTIL, *REGRESSION, "teacher.distill.temperature=2"), "teacher.distill.temperature is for prob"),
+            (
+                PSEUDO[:2],
+                "teacher.pseudo.images 'all' has no images to label; give competition.test_csv or competition",
+            ),
+            (
+                (*PSEUDO, "teacher.pseudo.images=unlabelled"),
+                "teacher.pseudo.images 'unlabelled' has no images to label; give competition.unlabelled",
+            ),
+            (
+                ("teacher.runs=[a]", "teacher.pseudo={labels: soft, images: test}", UNLABELLED),
+                "teacher.pseudo.images 'test' has no images to label; give competition.test_csv",
+            ),
+        ],
+    )
+    def test_what_has_none_is_refused(self, folder: Path, settings: tuple[str, ...], says: str) -> None:
+        assert says in refused(folder / "base.yaml", *settings)
 
 
 class TestPipeline:

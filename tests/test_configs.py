@@ -10,7 +10,7 @@ import yaml
 
 from goldfold import tricks
 from goldfold.config import Config, is_pipeline, load_config, load_pipeline, read_yaml
-from goldfold.config.schema import EnsembleRound, SubmitRound, TrainRound
+from goldfold.config.schema import EnsembleRound, PseudoLabelRound, Round, SubmitRound, TrainRound
 from goldfold.paths import shipped_configs
 
 CONFIGS = shipped_configs()
@@ -58,7 +58,7 @@ def test_a_pipeline_names_only_what_exists(path: Path) -> None:
         if isinstance(item, TrainRound):
             run = item.name or load_config(path.parent / item.experiment).name
             assert run is not None
-            assert set(getattr(item, "teachers", ())) <= runs
+            assert set(getattr(item, "teachers", ())) <= runs | sources
             runs.add(run)
         elif isinstance(item, EnsembleRound):
             assert set(item.members) <= runs
@@ -95,6 +95,7 @@ def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def test_the_recipes_are_there() -> None:
     names = {"bag-of-tricks", "fastai", "adam-then-sgd", "vit-finetune", "small-data", "kaggle-classic"}
+    names.add("noisy-student")
     assert names == {path.stem for path in RECIPES} == set(tricks.RECIPES)
 
 
@@ -153,18 +154,33 @@ def test_the_recipes_hold_what_their_authors_say(tmp_path: Path) -> None:
     assert small.model.freeze.batch_norm
     assert (small.augment.preset, small.model.head.dropouts) == ("heavy", 5)
     assert small.model.drop_rate > 0
+    noisy = made["noisy-student"]
+    assert (noisy.model.drop_rate, noisy.model.drop_path_rate) == (0.5, 0.2)
+    assert any("RandAugment" in item for item in noisy.augment.add)
     classic = made["kaggle-classic"]
     assert any("CoarseDropout" in item for item in classic.augment.train or ())
     assert (classic.schedule.name, classic.schedule.warmup_epochs, classic.model.head.dropouts) == ("cosine", 1, 5)
 
 
-def test_the_classic_recipes_rank_mean_is_a_pipeline(tmp_path: Path) -> None:
-    lines = (CONFIGS / "recipes/kaggle-classic.yaml").read_text(encoding="utf-8").splitlines()
+def pipeline_of(recipe: str, folder: Path) -> tuple[Round, ...]:
+    """The rounds that a recipe's comment shows."""
+    lines = (CONFIGS / f"recipes/{recipe}.yaml").read_text(encoding="utf-8").splitlines()
     start = lines.index("# rounds:")
     end = next(row for row in range(start, len(lines)) if not lines[row].startswith("#"))
-    path = tmp_path / "pipeline.yaml"
+    path = folder / "pipeline.yaml"
     path.write_text("\n".join(line.removeprefix("# ") for line in lines[start:end]))
-    rounds = load_pipeline(path).rounds
+    return load_pipeline(path).rounds
+
+
+def test_the_noisy_students_rounds_teach_each_other(tmp_path: Path) -> None:
+    first, *students, _ = pipeline_of("noisy-student", tmp_path)
+    for teacher, student in zip([first, *students], students, strict=False):
+        assert isinstance(student, PseudoLabelRound)
+        assert student.teachers == (teacher.name,)  # type: ignore[union-attr]
+
+
+def test_the_classic_recipes_rank_mean_is_a_pipeline(tmp_path: Path) -> None:
+    rounds = pipeline_of("kaggle-classic", tmp_path)
     assert isinstance(rounds[2], EnsembleRound)
     assert rounds[2].method == "rank_mean"
     assert set(rounds[2].members) == {item.name for item in rounds[:2]}

@@ -15,18 +15,25 @@ import torch
 from goldfold.augment import make_augmenter
 from goldfold.config.schema import Augment
 from goldfold.data import (
+    EXTERNAL,
+    LABELLED,
+    PSEUDO,
     EpochOrder,
+    Examples,
+    FeatureBatches,
     JoinedImages,
     LeakError,
     PixelBatches,
     add_external,
     add_soft_labels,
-    blend_soft_labels,
+    add_teacher,
     labelled,
+    parts_of,
     plain_loader,
     rows_of,
     train_loader,
 )
+from goldfold.data.loaders import Request
 from goldfold.errors import BadInput, GoldfoldError
 from goldfold.images import LazyImages, UnreadableImage
 from goldfold.images.decode import ImageSpec
@@ -52,7 +59,7 @@ def names(*numbers: int) -> list[str]:
     return [f"n{number}" for number in numbers]
 
 
-def soft(ids: Sequence[str], excluded_fold: int, value: float = 0.25) -> SoftLabels:
+def soft(ids: Sequence[str], excluded_fold: int | None, value: float = 0.25) -> SoftLabels:
     targets = np.full((len(ids), 3), value, dtype=np.float32)
     return SoftLabels(tuple(ids), targets, np.full(len(ids), 0.5, dtype=np.float32), excluded_fold)
 
@@ -61,21 +68,38 @@ def hot(*classes: int) -> Floats:
     return np.eye(3, dtype=np.float32)[list(classes)]
 
 
-@pytest.mark.parametrize("fold", range(4))
-@pytest.mark.parametrize("excluded", range(4))
-def test_only_the_teacher_that_left_out_a_fold_may_teach_its_student(fold: int, excluded: int) -> None:
+Way = Callable[[Examples, SoftLabels, int, bool], Examples]
+
+
+def by_pseudo_labels(examples: Examples, labels: SoftLabels, fold: int, leaky: bool) -> Examples:
+    return add_soft_labels(examples, Painted(labels.ids), labels, fold, leaky=leaky)
+
+
+def by_distillation(examples: Examples, labels: SoftLabels, fold: int, leaky: bool) -> Examples:
+    return add_teacher(examples, [labels], fold, leaky=leaky)
+
+
+def by_a_later_view(examples: Examples, labels: SoftLabels, fold: int, leaky: bool) -> Examples:
+    return add_teacher(examples, [soft(labels.ids, fold), labels], fold, leaky=leaky)
+
+
+@pytest.mark.parametrize("path", [by_pseudo_labels, by_distillation, by_a_later_view])
+@pytest.mark.parametrize("leaky", [False, True])
+@pytest.mark.parametrize("fold", range(3))
+@pytest.mark.parametrize("excluded", [*range(3), None])
+def test_only_the_teacher_that_left_out_a_fold_may_teach_its_student(
+    excluded: int | None, fold: int, leaky: bool, path: Way
+) -> None:
+    """``leaky`` admits teachers that left out no fold, and not those of another fold, which would be a mistake."""
     examples = labelled(Painted(names(1, 2)), names(1, 2), hot(0, 1))
-    labels, training = soft(names(8, 9), excluded), soft(names(2, 1), excluded)
-    if fold == excluded:
-        assert len(add_soft_labels(examples, Painted(names(8, 9)), labels, fold)) == 4
-        assert len(blend_soft_labels(examples, names(1, 2), training, 0.5, fold)) == 2
+    if excluded == fold or (leaky and excluded is None):
+        assert len(path(examples, soft(names(2, 1), excluded), fold, leaky)) >= 2
         return
-    for attempt in (
-        lambda: add_soft_labels(examples, Painted(names(8, 9)), labels, fold),
-        lambda: blend_soft_labels(examples, names(1, 2), training, 0.5, fold),
-    ):
-        with pytest.raises(LeakError, match=f"left out fold {excluded} may not teach the student of fold {fold}"):
-            attempt()
+    who = "no fold" if excluded is None else f"fold {excluded}"
+    says = f"labels: teachers that left out {who} may not teach the student of fold {fold}"
+    with pytest.raises(LeakError, match=says) as caught:
+        path(examples, soft(names(2, 1), excluded), fold, leaky)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_rows_are_found_by_id_and_a_missing_one_is_named() -> None:
@@ -103,14 +127,78 @@ def test_soft_labels_are_joined_by_id_with_their_weights() -> None:
     assert (student.targets[2:] == 0.25).all()
 
 
-def test_blended_targets_are_matched_by_id() -> None:
-    examples = labelled(Painted(names(1, 2)), names(1, 2), hot(0, 1))
-    teacher = SoftLabels(("n2", "n1"), hot(1, 2), np.ones(2, dtype=np.float32), 0)
-    blended = blend_soft_labels(examples, names(1, 2), teacher, 0.25, 0)
-    assert blended.targets.tolist() == [[0.75, 0, 0.25], [0, 1, 0]]
-    assert blended.targets.dtype == np.float32
-    with pytest.raises(BadInput, match="n1"):
-        blend_soft_labels(examples, names(1, 2), SoftLabels(("n2",), hot(1), np.ones(1, dtype=np.float32), 0), 0.5, 0)
+def test_a_teachers_probabilities_are_matched_by_id_and_leave_the_labels_alone() -> None:
+    examples = labelled(Painted(names(1, 2, 3)), names(1, 2, 3), hot(0, 1, 2))
+    teacher = SoftLabels(("n3", "n9", "n1"), hot(1, 0, 2), np.array([0.5, 1, 0.25], dtype=np.float32), 0)
+    taught = add_teacher(examples, [teacher], 0)
+    assert taught.targets.tolist() == hot(0, 1, 2).tolist()
+    assert taught.teacher[:, 0].tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert taught.teacher_weights.tolist() == [0.25, 0, 0.5]
+    assert examples.teacher.shape == (3, 0, 3)
+    assert not examples.teacher_weights.any()
+    with pytest.raises(GoldfoldError, match="none of the 3 training rows"):
+        add_teacher(examples, [soft(names(9), 0)], 0)
+    with pytest.raises(GoldfoldError, match="under different ids"):
+        add_teacher(examples, [soft(names(1, 2), 0), soft(names(2, 1), 0)], 0)
+
+
+def test_labels_of_other_classes_are_refused() -> None:
+    """One column would spread over all classes without a word."""
+    examples = labelled(Painted(names(1)), names(1), hot(0))
+    other = SoftLabels(("n1",), np.ones((1, 1), dtype=np.float32), np.ones(1, dtype=np.float32), 0)
+    with pytest.raises(GoldfoldError, match="labels of 1 classes for a student of 3"):
+        add_teacher(examples, [soft(names(1), 0), other], 0)
+    with pytest.raises(GoldfoldError, match="labels of 1 classes for a student of 3"):
+        add_soft_labels(examples, Painted(names(1)), other, 0)
+
+
+def test_rows_remember_where_their_labels_come_from_whatever_the_order() -> None:
+    examples = labelled(Painted(names(1, 2)), names(2, 1), hot(0, 1))
+    examples = add_teacher(examples, [soft(names(1, 2), 0)], 0)
+    examples = add_soft_labels(examples, Painted(names(7, 8)), soft(names(8), 0), 0)
+    examples = add_external(examples, Painted(names(9)), names(9), hot(2), 1.0)
+    examples = add_soft_labels(examples, Painted(names(5)), soft(names(5), 0), 0)
+    assert examples.kind.tolist() == [LABELLED, LABELLED, PSEUDO, EXTERNAL, PSEUDO]
+    assert examples.ids == ("n2", "n1", "n8", "n9", "n5")
+    assert examples.teacher_weights.tolist() == [0.5, 0.5, 0, 0, 0]
+    assert examples.teacher.shape == (5, 1, 3)
+    assert [part.ids for part in parts_of(examples.images)] == [("n1", "n2"), ("n7", "n8"), ("n9",), ("n5",)]
+    assert examples.images.read(examples.rows)[:, 0, 0, 0].tolist() == [2, 1, 8, 9, 5]
+
+
+class Numbered:
+    """Stored features that say which row and view they are."""
+
+    n_views, shape = 4, (2,)
+
+    def read(self, rows: Ints, views: Ints) -> npt.NDArray[np.float16]:
+        return np.stack([rows, views], axis=1).astype(np.float16)
+
+
+def test_a_stored_view_comes_with_what_the_teacher_said_of_that_view() -> None:
+    images = Painted(names(*range(6)))
+    examples = labelled(images, images.ids, np.zeros((6, 1), dtype=np.float32))
+    views = [
+        SoftLabels(images.ids, np.full((6, 1), view, dtype=np.float32), np.ones(6, dtype=np.float32), 0)
+        for view in range(4)
+    ]
+    taught = add_teacher(examples, views, 0)
+    store: Any = Numbered()
+    seen = set()
+    for seed in range(4):
+        batch = FeatureBatches(taught, store).__getitems__(Request(np.array([5, 0, 3]), seed))
+        assert not isinstance(batch, GoldfoldError)
+        assert batch.pixels[:, 0].tolist() == [5, 0, 3]
+        assert batch.teacher[:, 0].tolist() == batch.pixels[:, 1].tolist()
+        seen |= set(batch.teacher[:, 0].tolist())
+    assert seen == {0, 1, 2, 3}
+    single = FeatureBatches(add_teacher(examples, views[2:3], 0), store).__getitems__(Request(np.array([5, 0]), 0))
+    assert not isinstance(single, GoldfoldError)
+    assert single.teacher.tolist() == [[2], [2]]
+    with pytest.raises(ValueError, match="2 views of a teacher for 4 stored"):
+        FeatureBatches(add_teacher(examples, views[:2], 0), store)
+    with pytest.raises(ValueError, match="augmented by chance"):
+        PixelBatches(taught, make_augmenter(Augment(preset="none"), SIZE))
 
 
 def test_external_rows_have_their_own_weight_and_no_auxiliary_label() -> None:
@@ -224,7 +312,8 @@ def test_batches_hold_what_was_asked_for_whatever_the_workers(workers: int) -> N
         assert batch.pixels.shape == (4, SIZE, SIZE, 1)
         assert batch.pixels[:, 0, 0, 0].tolist() == batch.targets.argmax(dim=1).tolist()
         assert batch.weights.tolist() == [1, 1, 1, 1]
-        assert batch.metadata.shape == batch.auxiliary.shape == (4, 0)
+        assert batch.metadata.shape == batch.auxiliary.shape == batch.teacher.shape == (4, 0)
+        assert batch.teacher_weights.tolist() == [0, 0, 0, 0]
     rows: Ints = np.array([7, 1, 3, 2, 9])
     plain = plain_loader(images, rows, SIZE, 2, workers=workers, pin_memory=False)
     assert [int(value) for pixels in plain for value in pixels[:, 0, 0, 0]] == rows.tolist()

@@ -17,7 +17,7 @@ from goldfold.cli import make_parser
 from goldfold.config import config_from_dict, is_pipeline, load_config
 from goldfold.metrics import METRICS, get_metric, require_task
 from goldfold.paths import shipped_configs
-from goldfold.pipeline.run import plan_pipeline
+from goldfold.pipeline.graph import plan_pipeline
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -28,6 +28,7 @@ MINIMAL = {
         "task": "multiclass",
         "metric": "accuracy",
         "train_csv": "train.csv",
+        "test_csv": "test.csv",
         "image_path": "{id}.png",
     },
 }

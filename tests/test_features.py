@@ -20,7 +20,7 @@ from goldfold import features as room
 from goldfold.augment import centre
 from goldfold.config.schema import Input, Model
 from goldfold.errors import BadInput, GoldfoldError
-from goldfold.features import VIEWS, Features, open_features, turned
+from goldfold.features import VIEWS, Features, JoinedFeatures, open_features, turned
 from goldfold.images.colour import PLAIN, InputColours
 from goldfold.machine import Machine
 from goldfold.models import build_model, make_spec, set_frozen
@@ -84,7 +84,7 @@ def test_the_views_are_the_eight_ways_a_square_lies() -> None:
     turns = [np.rot90(images, quarter, axes=(1, 2)) for quarter in range(4)]
     eight = {turn.tobytes() for turn in turns} | {np.flip(turn, axis=2).tobytes() for turn in turns}
     assert eight == {view.tobytes() for view in seen}
-    assert VIEWS == {"none": 1, "hflip": 2, "flips": 4, "d4": 8}
+    assert VIEWS == {"none": 1, "flip": 2, "flips": 4, "d4": 8}
     with pytest.raises(ValueError, match="view 8"):
         turned(images, 8)
 
@@ -129,7 +129,7 @@ def test_a_real_tail_trains_from_the_store(tmp_path: Path) -> None:
     set_frozen(model, 3, False)
     images = Pictures(size=32)
     split = split_trunk(model, model.prepare(torch.from_numpy(images.pixels[:2])))
-    features = open_features(tmp_path, {}, split.trunk, model.prepare, images, 32, PLAIN, "hflip", CPU, batch_size=4)
+    features = open_features(tmp_path, {}, split.trunk, model.prepare, images, 32, PLAIN, "flip", CPU, batch_size=4)
     rows = np.arange(N)
     flipped = torch.from_numpy(images.pixels[:, :, ::-1].copy())
     with torch.no_grad():
@@ -216,6 +216,27 @@ def test_unknown_rows_and_views_are_errors(tmp_path: Path) -> None:
     assert features.read(np.array([], dtype=int), np.array([], dtype=int)).shape == (0, 3, 4, 4)
     with pytest.raises(BadInput):
         Features(tmp_path / "none")
+
+
+def test_joined_features_read_the_right_rows_of_every_part(tmp_path: Path) -> None:
+    sizes = (10, 3, 5)
+    parts = [opened(tmp_path, images=Pictures(n)) for n in sizes]
+    joined = JoinedFeatures(parts)
+    assert (joined.n_views, joined.shape, len(joined.ids)) == (4, (3, 4, 4), 18)
+    rows, views = np.array([17, 0, 12, 10, 13, 9, 17]), np.array([3, 2, 1, 0, 0, 1, 3])
+    found = joined.read(rows, views)
+    assert found.dtype == np.float16
+    for place, (part, row) in enumerate([(2, 4), (0, 0), (1, 2), (1, 0), (2, 0), (0, 9), (2, 4)]):
+        assert np.array_equal(found[place], parts[part].read(np.array([row]), views[place : place + 1])[0])
+    assert joined.read(np.array([], dtype=int), np.array([], dtype=int)).shape == (0, 3, 4, 4)
+    assert np.array_equal(pickle.loads(pickle.dumps(joined)).read(rows, views), found)
+    for row in (-1, 18):
+        with pytest.raises(IndexError):
+            joined.read(np.array([row]), np.array([0]))
+    with pytest.raises(IndexError):
+        joined.read(np.array([0]), np.array([4]))
+    with pytest.raises(ValueError, match="different views"):
+        JoinedFeatures([parts[0], opened(tmp_path, views="none")])
 
 
 class Reading(Dataset[Tensor]):

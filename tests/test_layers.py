@@ -13,11 +13,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "goldfold"
 LAYERS = (
     ("errors", "files", "progress", "seeds", "config", "records", "tasks", "paths", "tricks"),
     ("folds", "metrics", "images", "augment", "mix", "losses", "schedules", "tta", "balance", "metadata", "lr_range"),
-    ("machine", "data", "models", "optim", "averaging", "pruning", "features", "bundle", "tracking"),
+    ("machine", "data", "models", "optim", "averaging", "pruning", "features", "bundle", "teaching", "tracking"),
     ("training", "predict"),
     ("rounds", "ensemble", "submission"),
     ("pipeline",),
-    ("demo",),
+    ("demo", "canary"),
     ("cli",),
 )
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}

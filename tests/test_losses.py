@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy
 from torch import Tensor
 
-from goldfold.config.schema import Auxiliary, Loss
+from goldfold.config.schema import Auxiliary, Distill, Loss
 from goldfold.errors import BadInput
 from goldfold.losses import (
     angular_margin,
     exceedance,
+    feature_distance,
     jsd_consistency,
     make_auxiliary,
+    make_distil,
     make_joint,
     make_loss,
     smooth,
@@ -421,3 +423,148 @@ def test_auxiliary_labels_are_learnt_on_clean_views_and_are_not_compared() -> No
     assert gradient[4:, :3].abs().min() > 0
     with pytest.raises(ValueError, match="shape"):  # such as those of inference, without auxiliary logits
         joint(logits[:, :3], targets, torch.ones(4), torch.from_numpy(extra), torch.from_numpy(known))
+
+
+GRADES = Task("ordinal", ("0", "1", "2", "3"))
+
+
+def test_distillation_by_hand() -> None:
+    """T = 2: p^(1/2) of (0.64, 0.36, 0) is (0.8, 0.6, 0); the student is even."""
+    teacher = torch.tensor([[0.64, 0.36, 0.0]])
+    value = make_distil(ABC, 2.0)(torch.zeros(1, 3), teacher, torch.ones(1))
+    p = (0.8 / 1.4, 0.6 / 1.4)
+    assert value.item() == pytest.approx(4 * sum(q * math.log(3 * q) for q in p), rel=1e-6)
+    plain = make_distil(ABC)(torch.zeros(1, 3), teacher, torch.ones(1))
+    assert plain.item() == pytest.approx(0.64 * math.log(3 * 0.64) + 0.36 * math.log(3 * 0.36), rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_a_teachers_logits_are_not_needed_to_soften_it(temperature: float) -> None:
+    v, z = 3 * torch.randn(5, 3), 3 * torch.randn(5, 3)
+    log_p, log_q = F.log_softmax(v / temperature, dim=1), F.log_softmax(z / temperature, dim=1)
+    expected = temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=1).mean()
+    value = make_distil(ABC, temperature)(z, v.softmax(dim=1), torch.ones(5))
+    assert value.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_distillation_at_temperature_1_has_the_gradient_of_cross_entropy_and_matches_logits_at_a_high_one() -> None:
+    v, z = torch.randn(4, 3), torch.randn(4, 3, requires_grad=True)
+    value = make_distil(ABC)(z, v.softmax(dim=1), torch.ones(4))
+    (gradient,) = torch.autograd.grad(4 * value, z)
+    assert torch.allclose(gradient, z.softmax(dim=1) - v.softmax(dim=1), atol=1e-6)
+    # Hinton et al. (2015), section 2.1: (z - v) / N for logits of mean 0.
+    value = make_distil(ABC, 200.0)(z, v.softmax(dim=1), torch.ones(4))
+    (gradient,) = torch.autograd.grad(4 * value, z)
+    expected = (z - z.mean(dim=1, keepdim=True)) - (v - v.mean(dim=1, keepdim=True))
+    assert torch.allclose(gradient, expected / 3, atol=0.01)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_distilling_yes_or_no_is_distilling_two_classes_the_mean_over_labels(temperature: float) -> None:
+    teacher, logits = torch.rand(4, 3), 3 * torch.randn(4, 3)
+    parts = []
+    two = make_distil(Task("multiclass", ("no", "yes")), temperature)
+    for label in range(3):
+        z, p = logits[:, label], teacher[:, label]
+        pair = torch.stack([torch.zeros_like(z), z], dim=1)
+        parts.append(two(pair, torch.stack([1 - p, p], dim=1), torch.ones(4)).item())
+    assert make_distil(TAGS, temperature)(logits, teacher, torch.ones(4)).item() == pytest.approx(
+        np.mean(parts), rel=1e-5
+    )
+    binary = make_distil(BINARY, temperature)(logits[:, :1], teacher[:, :1], torch.ones(4))
+    assert binary.item() == pytest.approx(parts[0], rel=1e-5)
+
+
+def test_distilling_grades_asks_whether_the_grade_is_above_each() -> None:
+    logits, teacher = torch.randn(2, 3), soft(2, of=4)
+    above = torch.stack([teacher[:, k + 1 :].sum(dim=1) for k in range(3)], dim=1)
+    expected = 3 * make_distil(TAGS, 2.0)(logits, above, ONES)
+    assert make_distil(GRADES, 2.0)(logits, teacher, ONES).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_distilling_numbers_is_in_units_of_the_targets_deviation_and_has_no_temperature() -> None:
+    task = Task("regression", ("y",))
+    loss = make_distil(task, 1.0, torch.tensor([10.0]), torch.tensor([2.0]))
+    assert loss(torch.tensor([[1.0]]), torch.tensor([[12.0]]), torch.ones(1)) == 0
+    assert loss(torch.tensor([[0.0]]), torch.tensor([[14.0]]), torch.ones(1)) == 4
+    with pytest.raises(BadInput, match=r"teacher.distill.temperature: 2 softens probabilities"):
+        make_distil(task, 2.0)
+
+
+@pytest.mark.parametrize("task", [BINARY, TAGS, ABC, GRADES], ids=lambda task: task.name)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 20.0])
+def test_distillation_is_finite_and_never_negative_where_probabilities_are_0_or_1(
+    task: Task, temperature: float
+) -> None:
+    columns = len(task.classes)
+    logits = torch.tensor([[200.0, -200.0, 0.0], [-90.0, 17.0, 0.0], [0.0, 0.0, 0.0]])[:, : task.n_logits].clone()
+    logits.requires_grad_()
+    for teacher in (hard(0, 0, 0, of=4), hard(1, 1, 1, of=4), torch.full((3, 4), 0.25), torch.ones(3, 4) * 1e-38):
+        value = make_distil(task, temperature)(logits, teacher[:, :columns], torch.ones(3))
+        (gradient,) = torch.autograd.grad(value, logits)
+        assert value.isfinite()
+        assert value >= -1e-5
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("task", [BINARY, TAGS, ABC, GRADES], ids=lambda task: task.name)
+def test_a_step_against_the_gradient_brings_a_student_to_its_teacher(task: Task) -> None:
+    teacher = soft(3, of=4)[:, : len(task.classes)]
+    if task is ABC:
+        teacher = teacher / teacher.sum(dim=1, keepdim=True)
+    logits = torch.zeros(3, task.n_logits, requires_grad=True)
+    loss = make_distil(task, 2.0)
+    for _ in range(400):
+        value = loss(logits, teacher, torch.ones(3))
+        (gradient,) = torch.autograd.grad(value, logits)
+        with torch.no_grad():
+            logits -= 1.5 * gradient
+    with torch.no_grad():
+        assert loss(logits, teacher, torch.ones(3)) < 1e-3
+
+
+def test_the_teachers_share_of_a_rows_loss_and_rows_it_says_nothing_of() -> None:
+    logits, targets, teacher = torch.randn(4, 3), soft(4), soft(4)
+    weights, known = torch.tensor([1.0, 0.5, 2.0, 0.0]), torch.tensor([1.0, 0.5, 0.0, 1.0])
+    joint = make_joint(Loss(smoothing=0.1), ABC, distill=Distill(weight=0.7, temperature=2.0))
+    labels, soft_loss = make_loss(Loss(smoothing=0.1), ABC), make_distil(ABC, 2.0)
+    rows = []
+    for row in range(4):
+        one, at = torch.ones(1), slice(row, row + 1)
+        share = 0.7 * known[row]
+        value = (1 - share) * labels(logits[at], targets[at], one) + share * soft_loss(logits[at], teacher[at], one)
+        rows.append((weights[row] * value).item())
+    nothing = torch.zeros(4, 0)
+    value = joint(logits, targets, weights, nothing, nothing, teacher, known)
+    assert value.item() == pytest.approx(np.mean(rows), rel=1e-5)
+    # Where a teacher is expected, its absence is no silent 0.
+    with pytest.raises(ValueError, match="without a teacher"):
+        joint(logits, targets, weights, nothing, nothing, teacher[:, :0], known)
+
+
+def test_teachers_are_learnt_on_the_clean_views_alone() -> None:
+    logits, targets = torch.randn(6, 3 + 4, requires_grad=True), soft(2)
+    distill = Distill(weight=1.0, features=1.0, how="online")
+    settings = {"distill": distill, "projections": (4,)}
+    seen = []
+    for teacher in (soft(2), soft(2)):
+        joint = make_joint(Loss(jsd=1), ABC, **settings)
+        value = joint(logits, targets, ONES, NOTHING, NOTHING, teacher, ONES, [torch.randn(2, 4)])
+        seen.append(torch.autograd.grad(value, logits)[0])
+    difference = (seen[0] - seen[1]).abs()
+    assert difference[:2].max() > 1e-3
+    assert difference[2:].max() == 0
+    assert seen[0][2:, 3:].abs().max() == 0
+
+
+def test_feature_distance_is_the_mean_over_teachers_of_1_minus_the_cosine() -> None:
+    teachers = [torch.tensor([[1.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0]])]
+    projected = torch.tensor([[5.0, 0.0, 0.0, 0.0, 1.0], [-3.0, -4.0, 9.0, 0.0, 0.0]])
+    assert feature_distance(projected, teachers).tolist() == pytest.approx([0.5, 1.0], abs=1e-6)
+    joint = make_joint(Loss(), ABC, distill=Distill(features=0.3, how="online"), projections=(2, 3))
+    logits, targets, weights = torch.randn(2, 3), soft(2), torch.tensor([1.0, 0.5])
+    value = joint(torch.cat([logits, projected], dim=1), targets, weights, NOTHING, NOTHING, teacher_features=teachers)
+    expected = make_loss(Loss(), ABC)(logits, targets, weights) + 0.3 * (0.5 + 0.5 * 1.0) / 2
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    with pytest.raises(ValueError, match="other widths"):
+        joint(torch.cat([logits, projected], dim=1), targets, weights, NOTHING, NOTHING)

@@ -14,7 +14,7 @@ from goldfold.augment import LABEL_SAFE, PRESETS, try_augmenter
 from goldfold.cli import main
 from goldfold.config import Config, config_from_dict, load_config
 from goldfold.config.consistency import merged
-from goldfold.config.schema import Phase, Section
+from goldfold.config.schema import EnsembleRound, Phase, Pipeline, Section
 from goldfold.errors import BadInput
 from goldfold.paths import shipped_configs
 from goldfold.tricks import NOT_TRICKS, RECIPES, SECTIONS, TRICKS, Trick, describe, find_trick, listing, page, table
@@ -28,6 +28,7 @@ TINY = {
         "task": "multiclass",
         "metric": "accuracy",
         "train_csv": "train.csv",
+        "test_csv": "test.csv",
         "image_path": "{id}.png",
     },
     "input": {"size": 224},
@@ -92,6 +93,18 @@ CATALOGUE = {
         "frozen-trunk feature cache: the frozen stages run once over a set of views, only the tail trains",
         "EMA of weights; stochastic weight averaging; checkpoint soup over epochs",
     ],
+    "E": [
+        "knowledge distillation: offline from stored teacher probabilities, online from the teacher on the same augmented",
+        "pseudo-labels: hard or soft, `min_prob`, class-balanced `top_k`, agreement margin between teachers, `power`,",
+        "noisy student",
+        'repeated K-fold, several seeds ("multi validations")',
+    ],
+    "F": [
+        "TTA: flips, D4, scales, five-crop, ten-crop, multiply; merge by mean, geometric mean, max, on probabilities;",
+        "larger test resolution",
+        "blends: mean, geometric, rank mean, weights by simplex optimisation, greedy selection with replacement (Caruana),",
+        "thresholds and QWK cut points fitted on OOF, cross-fitted",
+    ],
 }
 """The beginnings of the rows that are built. A trick's row says it in full."""
 
@@ -134,6 +147,9 @@ NAMED_BY_ABLATE = [
     "sgdr",
 ]
 
+ROUND_NAMES = ("rounds.kind", "rounds.name", "rounds.members")
+"""Which runs are blended, and what the blend is called."""
+
 every_trick = pytest.mark.parametrize("trick", TRICKS.values(), ids=lambda trick: trick.name)
 every_card = pytest.mark.parametrize("card", sorted({trick.card for trick in TRICKS.values()}))
 
@@ -150,7 +166,7 @@ def dotted(section: type[Section], prefix: str = "") -> list[str]:
     return keys
 
 
-KEYS = dotted(Config)
+KEYS = [*dotted(Config), *(f"rounds.{name}" for name in EnsembleRound.model_fields)]
 
 
 def set_in(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -188,8 +204,9 @@ def snippets(card: str) -> list[dict[str, Any]]:
 def test_every_key_is_a_tricks_or_a_plain_setting_and_never_both() -> None:
     of_tricks = {key for trick in TRICKS.values() for key in trick.keys}
     plain = {key for key in KEYS if any(key == name or key.startswith(f"{name}.") for name in NOT_TRICKS)}
-    assert [key for key in KEYS if key not in of_tricks | plain] == [], "no trick has these keys"
-    assert of_tricks & plain <= {"competition.external"}
+    missing = [key for key in KEYS if key not in of_tricks | plain]
+    assert [key for key in missing if key not in ROUND_NAMES] == [], "no trick has these keys"
+    assert of_tricks & plain <= {"competition.external", "folds.repeats"}
     assert of_tricks <= set(KEYS)
     assert all(NOT_TRICKS.values())
 
@@ -351,6 +368,10 @@ def test_a_cards_snippets_are_configurations_that_use_its_keys(card: str) -> Non
     keys = {key for trick in TRICKS.values() if trick.card == card for key in trick.keys}
     named: set[str] = set()
     for snippet in parts:
+        if "rounds" in snippet:
+            found = {name for step in Pipeline.model_validate(snippet).rounds for name in step.model_fields_set}
+            named |= {key for key in keys if key.removeprefix("rounds.") in found}
+            continue
         config = config_from_dict(deep(TINY, snippet), card)
         try_augmenter(config.augment, 32, 40, 3 if config.input.channels == 1 else config.input.channels)
         named |= {key for key in keys if present(snippet, key)}

@@ -76,25 +76,28 @@ def sampling_weights(balance: Balance, targets: Floats, task: Task) -> Floats | 
     return np.maximum(chance, 1 / len(targets)).astype(np.float32)
 
 
-def rare_rows(balance: Balance, targets: Floats, task: Task) -> npt.NDArray[np.bool_]:
+def rare_rows(
+    balance: Balance, targets: Floats, task: Task, counted: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.bool_]:
     """The rows (N,) whose class has fewer rows than ``rare_below`` times the largest class.
 
-    A multilabel row is judged by its rarest label; rows without any label are a class of their own. Raises BadInput
-    for a regression.
+    A multilabel row is judged by its rarest label; rows without any label are a class of their own. ``counted`` (N,):
+    the rows by which classes are counted; None: all. Raises BadInput for a regression.
     """
-    classes = row_classes(targets, task)
+    among = np.ones(len(targets), dtype=bool) if counted is None else counted
+    classes = row_classes(targets, task, among)
     if task.name == "multilabel":
-        has = targets >= 0.5
+        has = targets[among] >= 0.5
         count = np.append(has.sum(axis=0), (~has.any(axis=1)).sum())
     else:
-        count = np.bincount(classes)
+        count = np.bincount(classes[among], minlength=classes.max() + 1)
     return (count < balance.rare_below * count.max())[classes]
 
 
-def row_classes(targets: Floats, task: Task) -> Ints:
+def row_classes(targets: Floats, task: Task, counted: npt.NDArray[np.bool_] | None = None) -> Ints:
     """The one class (N,) that each row is dealt to: its likeliest; of a multilabel row its rarest label, C without any.
 
-    Raises BadInput for a regression.
+    ``counted`` (N,): the rows by which labels are rare; None: all. Raises BadInput for a regression.
     """
     _require_classes("balance", task)
     if task.name == "binary":
@@ -102,7 +105,8 @@ def row_classes(targets: Floats, task: Task) -> Ints:
     if task.name != "multilabel":
         return targets.argmax(axis=1).astype(np.int64)
     has = targets >= 0.5
-    rarity = np.where(has, has.sum(axis=0), len(targets) + 1)
+    known = has if counted is None else has[counted]
+    rarity = np.where(has, known.sum(axis=0), len(targets) + 1)
     return np.where(has.any(axis=1), rarity.argmin(axis=1), targets.shape[1]).astype(np.int64)
 
 

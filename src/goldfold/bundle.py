@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import safetensors
 from safetensors.torch import load_file, save_file
 
 from goldfold import files
+from goldfold.config.schema import Input, Tta
 from goldfold.errors import BadInput
 from goldfold.images import ImageSpec
 from goldfold.metadata import MetadataEncoder
@@ -21,7 +22,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Bundle:
-    """What ``bundle.json`` holds beside ``model.safetensors``."""
+    """What ``bundle.json`` holds beside ``model.safetensors``.
+
+    ``images``: how files become stored pictures; ``size``: the side to which those are brought for prediction (None: that
+    of the network's input); ``views``: as ``tta.views``, of which ``chosen`` names those that are used (None: all).
+    """
 
     run: str
     fold: int
@@ -34,10 +39,23 @@ class Bundle:
     id_column: str
     weights_sha256: str
     metadata: MetadataEncoder | None = None
+    size: int | None = None
+    chosen: tuple[str, ...] | None = None
+
+    @property
+    def side(self) -> int:
+        """Side in pixels of the pictures that are predicted, before their views."""
+        return self.size or self.model.size
 
     def to_dict(self) -> dict[str, Any]:
         metadata = None if self.metadata is None else self.metadata.to_dict()
         return {"format": FORMAT, **asdict(self), "metadata": metadata}
+
+
+def prediction_images(input: Input, tta: Tta) -> ImageSpec:
+    """How files become the pictures that are predicted: larger than those trained on where ``tta.size`` needs it."""
+    spec = ImageSpec.from_config(input)
+    return replace(spec, size=max(spec.size, tta.size or 0))
 
 
 def save_weights(path: Path, model: Classifier) -> None:
@@ -73,11 +91,13 @@ def read_bundle(folder: Path) -> Bundle:
             key: tuple(value) if isinstance(value, list) else value for key, value in values.pop("task").items()
         }
         metadata = values.pop("metadata", None)
+        chosen = values.pop("chosen", None)
         return Bundle(
             metadata=None if metadata is None else MetadataEncoder.from_dict(metadata),
             task=Task(**task),
             model=ModelSpec.from_dict(values.pop("model")),
             images=ImageSpec(**values.pop("images")),
+            chosen=None if chosen is None else tuple(chosen),
             **values,
         )
     except (KeyError, TypeError, AttributeError) as error:

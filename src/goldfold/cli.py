@@ -79,7 +79,9 @@ def make_parser() -> argparse.ArgumentParser:
         return sub
 
     demo = add("demo", demo_command, "prepare the embedded competition and run it to a scored submission")
-    demo.add_argument("--tiny", action="store_true", help="scikit-learn's digits, random weights, no download")
+    which = demo.add_mutually_exclusive_group()
+    which.add_argument("--tiny", action="store_true", help="scikit-learn's digits, random weights, no download")
+    which.add_argument("--few", action="store_true", help="a tenth of the labels: pseudo-labels, noisy student")
     demo.add_argument("--prepare", action="store_true", help="only lay out the data, weights and configurations")
     demo.add_argument("--no-photographs", dest="photographs", action="store_false", help="draw the scores alone")
     demo.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ from the files")
@@ -99,7 +101,22 @@ def make_parser() -> argparse.ArgumentParser:
     ensemble = add("ensemble", ensemble_command, "blend runs; weights are fitted on out-of-fold predictions")
     ensemble.add_argument("runs", nargs="+", metavar="RUN")
     ensemble.add_argument("--name", required=True)
-    ensemble.add_argument("--method", default="simplex", choices=["mean", "gmean", "rank_mean", "simplex", "greedy"])
+    ensemble.add_argument(
+        "--method", default="simplex", choices=["mean", "gmean", "rank_mean", "simplex", "greedy", "stacking"]
+    )
+    ensemble.add_argument("--bags", type=int, metavar="N", help="bags of greedy; default: 10 with 8 members, else 1")
+    ensemble.add_argument(
+        "--calibration",
+        default="none",
+        choices=["none", "temperature", "class_temperature"],
+        help="temperatures fitted to the blend's probabilities (default: none)",
+    )
+    ensemble.add_argument(
+        "--decisions",
+        default="fixed",
+        choices=["fixed", "fitted"],
+        help="fitted: thresholds, cut points or class multipliers for the metric (default: fixed)",
+    )
     submit = add("submit", submit_command, "write a submission and check it against the sample")
     submit.add_argument("source", metavar="RUN_OR_ENSEMBLE")
     submit.add_argument("--out", type=Path, help="CSV file; default: submissions/<name>.csv")
@@ -131,6 +148,17 @@ def make_parser() -> argparse.ArgumentParser:
     ablate.add_argument("--folds", default="", metavar="K,K", help="only these folds; default: all")
     ablate.add_argument("--name", help="the ablation's folder; default: from the configuration and the kind")
     ablate.add_argument("--keep-weights", action="store_true", help="keep every trained network")
+    canary = add("canary", canary_command, "shuffle the labels, plant twins, run a pipeline small: does a score leak?")
+    canary.add_argument("config", type=Path, metavar="PIPELINE")
+    canary.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings for every experiment of the pipeline"
+    )
+    canary.add_argument("--seeds", type=int, default=1, metavar="N", help="competitions, pooled (default: 1)")
+    canary.add_argument("--seed", type=int, default=0, metavar="S", help="the first of them (default: 0)")
+    canary.add_argument("--rows", type=int, default=200, metavar="N", help="labelled rows of each (default: 200)")
+    canary.add_argument("--epochs", type=int, default=30, metavar="N", help="of every training (default: 30)")
+    canary.add_argument("--size", type=int, metavar="PX", help="side of the images (default: 64)")
+    canary.add_argument("--keep", action="store_true", help="keep the competitions and all that was trained")
     tricks = add("tricks", tricks_command, "list the tricks; or show one")
     tricks.add_argument("trick", nargs="?", metavar="NAME", help="show this trick's keys, values and source")
     tricks.add_argument("--write", type=Path, metavar="FILE", help="write the table of all tricks as Markdown")
@@ -145,7 +173,7 @@ def demo_command(options: argparse.Namespace, workspace: Workspace) -> int:
     print(
         run_demo(
             workspace,
-            tiny=options.tiny,
+            "digits" if options.tiny else "elpv-few" if options.few else "elpv",
             prepare_only=options.prepare,
             photographs=options.photographs,
             overrides=options.overrides,
@@ -156,21 +184,12 @@ def demo_command(options: argparse.Namespace, workspace: Workspace) -> int:
 
 def check_command(options: argparse.Namespace, workspace: Workspace) -> int:
     from goldfold.config import is_pipeline, load_config
-    from goldfold.pipeline.check import check_experiment
-    from goldfold.pipeline.run import plan_pipeline
-    from goldfold.progress import say
+    from goldfold.pipeline.check import check_experiment, check_pipeline
 
     if is_pipeline(options.config):
-        configs = list(plan_pipeline(options.config, options.overrides)[1].values())
-        made = [str(config.name) for config in configs]
+        problems = check_pipeline(options.config, options.overrides, workspace, decode=options.decode)
     else:
-        configs, made = [load_config(options.config, options.overrides)], []
-    problems: list[str] = []
-    for number, config in enumerate(configs):
-        say(f"checking {config.name}")
-        # The images are the same for every experiment of a pipeline.
-        found = check_experiment(config, workspace, decode=options.decode and number == 0, made=made)
-        problems += [line for line in found if line not in problems]
+        problems = check_experiment(load_config(options.config, options.overrides), workspace, decode=options.decode)
     for line in problems:
         print(f"goldfold: {line}", file=sys.stderr)
     print(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "no problems found")
@@ -196,15 +215,14 @@ def folds_command(options: argparse.Namespace, workspace: Workspace) -> int:
 
 def train_command(options: argparse.Namespace, workspace: Workspace) -> int:
     from goldfold.config import load_config
-    from goldfold.pipeline.report import spread
+    from goldfold.pipeline.report import run_lines
     from goldfold.pipeline.stages import train_run
 
     overrides = [*options.overrides, *([f"name={options.run}"] if options.run else [])]
     config = load_config(options.config, overrides)
     cv = train_run(config, workspace, options.fold)
     if cv:
-        run = workspace.run(str(config.name))
-        print(f"{config.name}: {cv['metric']} {spread(cv['mean'], cv['std'])} over folds; wrote {run.folder}")
+        print("\n".join([*run_lines(cv), f"wrote {workspace.run(str(config.name)).folder}"]))
     return 0
 
 
@@ -216,20 +234,35 @@ def predict_command(options: argparse.Namespace, workspace: Workspace) -> int:
 
 
 def ensemble_command(options: argparse.Namespace, workspace: Workspace) -> int:
-    from goldfold.pipeline.report import summary
-    from goldfold.pipeline.run import Outcome, ensemble_runs
+    from pydantic import ValidationError
 
-    record = ensemble_runs(options.runs, options.name, options.method, workspace)
     from goldfold import files
+    from goldfold.config.schema import EnsembleRound
+    from goldfold.pipeline.blending import ensemble_runs
+    from goldfold.pipeline.report import ensemble_table
 
-    runs = {name: files.read_json(workspace.run(name).cv) for name in options.runs}
-    print(summary(Outcome(runs=runs, ensembles={options.name: record})))
+    try:
+        settings = EnsembleRound(
+            kind="ensemble",
+            name=options.name,
+            members=tuple(options.runs),
+            method=options.method,
+            bags=options.bags,
+            calibration=options.calibration,
+            decisions=options.decisions,
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = f"--{first['loc'][0]}" if first["loc"] else "goldfold ensemble"
+        raise BadInput(where, first["msg"].removeprefix("Value error, ")) from None
+    record = ensemble_runs(settings, workspace)
+    print(ensemble_table(record, {name: files.read_json(workspace.run(name).cv) for name in options.runs}))
     print(f"wrote {workspace.ensemble(options.name)}")
     return 0
 
 
 def submit_command(options: argparse.Namespace, workspace: Workspace) -> int:
-    from goldfold.pipeline.run import submit
+    from goldfold.pipeline.submitting import submit
 
     print(f"wrote {submit(options.source, workspace, options.out or workspace.submission(options.source))}")
     return 0
@@ -237,22 +270,35 @@ def submit_command(options: argparse.Namespace, workspace: Workspace) -> int:
 
 def score_command(options: argparse.Namespace, workspace: Workspace) -> int:
     from goldfold.config import load_config
-    from goldfold.pipeline.run import score
+    from goldfold.pipeline.label_report import score_submitted_labels
+    from goldfold.pipeline.submitting import score
 
     config = load_config(options.config, options.overrides)
     for name, value in score(options.submission, options.solution, config, workspace).items():
         print(f"{name}: {'undefined' if value is None else f'{value:.6f}'}")
+    for task, found in score_submitted_labels(options.submission, options.solution, config, workspace):
+        print(found.line(task))
     return 0
 
 
 def run_command(options: argparse.Namespace, workspace: Workspace) -> int:
-    from goldfold.pipeline.report import summary
-    from goldfold.pipeline.run import run_pipeline
+    import shlex
 
-    outcome = run_pipeline(options.config, workspace, options.overrides)
-    print(summary(outcome))
-    for path in outcome.submissions.values():
+    from goldfold.pipeline.rounds_report import compare_rounds, rounds_text, write_rounds
+    from goldfold.pipeline.run import PipelineFailed, run_pipeline
+
+    failed: PipelineFailed | None = None
+    try:
+        outcome = run_pipeline(options.config, workspace, options.overrides)
+    except PipelineFailed as error:
+        failed, outcome = error, error.outcome
+    table = compare_rounds(outcome, workspace)
+    page = write_rounds(table, workspace, shlex.join(["goldfold", "run", str(options.config), *options.overrides]))
+    print(rounds_text(table))
+    for path in (*outcome.submissions.values(), page):
         print(f"wrote {path}")
+    if failed is not None:
+        raise failed
     return 0
 
 
@@ -304,6 +350,25 @@ def _folds(text: str) -> list[int]:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise BadInput("--folds", f"expected numbers such as 0,1, got '{text}'") from None
+
+
+def canary_command(options: argparse.Namespace, workspace: Workspace) -> int:
+    from goldfold.canary import run_canary
+
+    report = run_canary(
+        options.config,
+        options.overrides,
+        workspace,
+        seed=options.seed,
+        seeds=options.seeds,
+        rows=options.rows,
+        epochs=options.epochs,
+        size=options.size,
+        keep=options.keep,
+    )
+    print(report.to_text())
+    print(f"wrote {workspace.root / 'canary' / report.pipeline / 'canary.json'}")
+    return report.exit_code
 
 
 def tricks_command(options: argparse.Namespace, workspace: Workspace) -> int:

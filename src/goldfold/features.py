@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from goldfold.progress import progress, say, warn
 FORMAT = 1
 """Raise it when the features or the layout change, so that older stores are left alone."""
 
-VIEWS = {"none": 1, "hflip": 2, "flips": 4, "d4": 8}
+VIEWS = {"none": 1, "flip": 2, "flips": 4, "d4": 8}
 """How many of ``turned``'s views a name stands for, from the first on."""
 
 Rows = npt.NDArray[np.integer[Any]]
@@ -89,6 +89,35 @@ class Features:
 
     def __reduce__(self) -> tuple[type[Features], tuple[Path]]:
         return Features, (self.folder,)
+
+
+class JoinedFeatures:
+    """Features of several stores of images as one; each store's rows follow those of the one before.
+
+    A store a part: the training images' features are found again when other images are joined to them. Raises
+    ValueError when the parts differ in views or shape.
+    """
+
+    def __init__(self, parts: Sequence[Features]) -> None:
+        kinds = {(part.n_views, part.shape) for part in parts}
+        if len(kinds) != 1:
+            raise ValueError(f"stores of features with different views or shapes: {sorted(kinds)}")
+        ((self.n_views, self.shape),) = kinds
+        self.parts = tuple(parts)
+        self.ids = tuple(name for part in parts for name in part.ids)
+        self._starts = np.cumsum([0, *(len(part.ids) for part in parts)])
+
+    def read(self, rows: Rows, views: Rows) -> npt.NDArray[np.float16]:
+        """See ``Features.read``; rows count through all parts."""
+        rows, views = np.asarray(rows, dtype=np.int64), np.asarray(views, dtype=np.int64)
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self.ids):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self.ids)} stored features")
+        out = np.empty((len(rows), *self.shape), dtype=np.float16)
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(owner):
+            chosen = owner == number
+            out[chosen] = self.parts[number].read(rows[chosen] - self._starts[number], views[chosen])
+        return out
 
 
 def open_features(

@@ -102,3 +102,8 @@ def tune_allocator() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(mmap_threshold, 1 << 30)
         libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def several_processes() -> bool:
+    """Whether a launcher started several processes that train one model together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1

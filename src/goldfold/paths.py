@@ -73,6 +73,10 @@ class RunPaths:
     def test(self) -> Path:
         return self.folder / "test.parquet"
 
+    @property
+    def views(self) -> Path:
+        return self.folder / "views.json"
+
     def fold(self, fold: int, seed: int | None = None) -> FoldPaths:
         """``seed`` is given for the extra seeds of a run only; the first seed's folder is plain ``fold<k>``."""
         return FoldPaths(self.folder / (f"fold{fold}" if seed is None else f"fold{fold}-seed{seed}"))
@@ -109,6 +113,22 @@ class FoldPaths:
         return self.folder / "test.parquet"
 
     @property
+    def views(self) -> Path:
+        return self.folder / "views.parquet"
+
+    @property
+    def labels(self) -> Path:
+        return self.folder / "labels.parquet"
+
+    @property
+    def labels_record(self) -> Path:
+        return self.folder / "labels.json"
+
+    @property
+    def inner(self) -> Path:
+        return self.folder / "inner"
+
+    @property
     def done(self) -> Path:
         return self.folder / "DONE"
 
@@ -129,6 +149,9 @@ class Workspace:
 
     def submission(self, name: str) -> Path:
         return self.root / "submissions" / f"{name}.csv"
+
+    def pipeline(self, name: str) -> Path:
+        return self.root / "pipelines" / f"{name}.json"
 
     def folds(self, competition: str) -> Path:
         return self.root / "folds" / f"{competition}.csv"

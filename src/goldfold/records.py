@@ -27,9 +27,11 @@ TRAIN_ONLY = -1
 def check_ids(ids: Sequence[str], where: object) -> None:
     """Raises BadInput when an id is empty, not text, or appears twice."""
     index = pd.Index(ids)
-    wrong = [row for row, value in enumerate(ids) if not isinstance(value, str) or value == ""]
-    if wrong:
-        raise BadInput(where, f"empty or non-text id in row {some(wrong)}")
+    # The quick question first: tables have hundreds of thousands of ids, and are checked often.
+    if len(ids) and (pd.api.types.infer_dtype(list(ids), skipna=False) != "string" or "" in index):
+        wrong = [row for row, value in enumerate(ids) if not isinstance(value, str) or value == ""]
+        if wrong:
+            raise BadInput(where, f"empty or non-text id in row {some(wrong)}")
     if index.has_duplicates:
         raise BadInput(where, f"duplicate ids: {some(index[index.duplicated()].unique())}")
 
@@ -163,7 +165,7 @@ class Predictions(_Keyed):
         if "fold" in frame and not pd.api.types.is_integer_dtype(frame["fold"]):
             raise BadInput(path, "the column 'fold' must hold whole numbers")
         return cls(
-            ids=tuple(frame[key]),
+            ids=tuple(frame[key].to_numpy(dtype=object)),  # Arrow text is slow to iterate
             values=np.ascontiguousarray(frame[probabilities].to_numpy(dtype=np.float32)),
             classes=tuple(name.removeprefix("p_") for name in probabilities),
             run=run,
@@ -206,13 +208,14 @@ class SoftLabels(_Keyed):
     """Labels that teachers gave.
 
     ``targets`` (N, C) float32; ``weights`` (N,) float32, not negative; ``excluded_fold``: the one fold whose labels no
-    teacher of these targets has seen. The data room refuses them for any other fold.
+    teacher of these targets has seen. The data room refuses them for any other fold. None (-1 in files): the teachers
+    have seen every fold's labels, which the data room admits only where leaks were asked for.
     """
 
     ids: tuple[str, ...]
     targets: Floats
     weights: Floats
-    excluded_fold: int
+    excluded_fold: int | None
     where: object = field(default="soft labels", repr=False)
 
     def __post_init__(self) -> None:
@@ -229,7 +232,7 @@ class SoftLabels(_Keyed):
             )
         if not np.isfinite(self.targets).all() or not np.isfinite(self.weights).all() or (self.weights < 0).any():
             raise BadInput(self.where, "targets and weights must be finite, weights not negative")
-        if self.excluded_fold < 0:
+        if self.excluded_fold is not None and self.excluded_fold < 0:
             raise BadInput(self.where, "excluded_fold must name the fold that the teachers have not seen")
 
     def write(self, path: Path, id_column: str, classes: Sequence[str]) -> None:
@@ -237,7 +240,9 @@ class SoftLabels(_Keyed):
             raise BadInput(path, f"{len(classes)} classes for {self.targets.shape[1]} target columns")
         _check_id_column(path, id_column, ("excluded_fold", "weight", *(f"p_{name}" for name in classes)))
         frame = pd.DataFrame({id_column: pd.Series(self.ids, dtype=object)})
-        frame["excluded_fold"] = np.full(len(self.ids), self.excluded_fold, dtype=np.int64)
+        frame["excluded_fold"] = np.full(
+            len(self.ids), -1 if self.excluded_fold is None else self.excluded_fold, dtype=np.int64
+        )
         frame["weight"] = self.weights
         for column, name in enumerate(classes):
             frame[f"p_{name}"] = self.targets[:, column]
@@ -256,9 +261,9 @@ class SoftLabels(_Keyed):
         if len(folds) != 1:
             raise BadInput(path, f"soft labels of {len(folds)} folds in one file", "write one file a fold")
         return cls(
-            ids=tuple(frame[key]),
+            ids=tuple(frame[key].to_numpy(dtype=object)),  # Arrow text is slow to iterate
             targets=np.ascontiguousarray(frame[targets].to_numpy(dtype=np.float32)),
             weights=frame["weight"].to_numpy(dtype=np.float32),
-            excluded_fold=int(folds[0]),
+            excluded_fold=None if folds[0] == -1 else int(folds[0]),
             where=path,
         )

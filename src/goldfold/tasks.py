@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from goldfold.records import Floats
 
 TaskName = Literal["binary", "multiclass", "multilabel", "ordinal", "regression"]
 Activation = Literal["sigmoid", "softmax", "cumulative", "identity"]
+DecisionKind = Literal["thresholds", "cut_points", "multipliers"]
 Truth = npt.NDArray[np.generic]
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -35,6 +36,44 @@ DEFAULT_LOSSES = {
     "ordinal": "bce",
     "regression": "mse",
 }
+KINDS: dict[str, DecisionKind] = {
+    "binary": "thresholds",
+    "multilabel": "thresholds",
+    "ordinal": "cut_points",
+    "multiclass": "multipliers",
+}
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """How probabilities become answers, where that was fitted (``goldfold.ensemble.decisions``).
+
+    ``thresholds`` (C,): a class is answered from this probability on; ``cut_points`` (C - 1,), ascending: the grade is
+    the number of cut points that the expected grade reaches; ``multipliers`` (C,), positive: the class with the largest
+    product of probability and multiplier is answered.
+    """
+
+    kind: DecisionKind
+    values: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "values": list(self.values)}
+
+    @staticmethod
+    def from_dict(record: Any, task: Task, where: object = "ensemble.json") -> Decisions:
+        """The decisions of ``to_dict``. Raises BadInput when the record is not one, or belongs to another task."""
+        try:
+            found = Decisions(record["kind"], tuple(float(value) for value in record["values"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(
+                where, f"not stored decisions ({type(error).__name__}: {error})", "delete it and run again"
+            ) from None
+        expected = len(task.classes) - (task.name == "ordinal")
+        if found.kind != KINDS.get(task.name) or len(found.values) != expected:
+            raise BadInput(where, f"{len(found.values)} {found.kind} do not suit a {task.name} task of {expected}")
+        if not np.isfinite(found.values).all():
+            raise BadInput(where, f"{found.kind} that are not finite")
+        return found
 
 
 @dataclass(frozen=True)
@@ -78,9 +117,12 @@ class Task:
             return (targets[:, 0] >= self.threshold).astype(np.int64)
         if self.name == "ordinal":
             # The expected grade, rounded: better than the arg-max under QWK and MAE.
-            expected = targets.astype(np.float64) @ np.arange(len(self.classes))
-            return np.clip(np.floor(expected + 0.5), 0, len(self.classes) - 1).astype(np.int64)
+            return np.clip(np.floor(self.expected_grade(targets) + 0.5), 0, len(self.classes) - 1).astype(np.int64)
         return targets.argmax(axis=1).astype(np.int64)
+
+    def expected_grade(self, values: Floats) -> npt.NDArray[np.float64]:
+        """(N, C) probabilities of grades → (N,) the mean grade, 0 to C - 1 (ordinal)."""
+        return values.astype(np.float64) @ np.arange(len(self.classes))
 
     def truth(self, targets: Floats) -> Truth:
         """(N, C) targets as scikit-learn's ``y_true``: (N,) class indices, (N, C) 0/1 for multilabel, or values."""
@@ -92,13 +134,32 @@ class Task:
             return self.class_index(targets)
         return targets[:, 0] if targets.shape[1] == 1 else targets
 
-    def decide(self, values: Floats) -> Truth:
-        """(N, C) predictions as hard answers, in the shape of ``truth``."""
+    def decide(self, values: Floats, decisions: Decisions | None = None) -> Truth:
+        """(N, C) predictions as hard answers, in the shape of ``truth``; by ``decisions`` where some were fitted."""
+        if decisions is not None:
+            return self._decide(values, decisions)
         if self.name == "binary":
             return self.class_index(values)
         if self.name == "multilabel":
             return (values >= self.threshold).astype(np.int64)
         return self.truth(values)
+
+    def one_hot(self, answers: Truth) -> Floats:
+        """Hard answers, as ``decide`` gives them, as (N, C) values of 0 and 1 (not for regression)."""
+        if self.name == "binary":
+            return answers.astype(np.float32)[:, None]
+        if self.name == "multilabel":
+            return answers.astype(np.float32)
+        return np.eye(len(self.classes), dtype=np.float32)[answers.astype(np.int64)]
+
+    def _decide(self, values: Floats, decisions: Decisions) -> npt.NDArray[np.int64]:
+        given = np.array(decisions.values)
+        if decisions.kind == "thresholds":
+            index = (values >= given).astype(np.int64)
+            return index[:, 0] if self.name == "binary" else index
+        if decisions.kind == "cut_points":
+            return np.searchsorted(given, self.expected_grade(values), side="right").astype(np.int64)
+        return (values * given).argmax(axis=1).astype(np.int64)
 
     def normalise(self, values: npt.NDArray[np.floating]) -> Floats:
         """Predictions after blending: rows sum to 1 where a row has exactly one class of C columns."""

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from goldfold.cli import main
 from tests.pipeline.competitions import make_competition
@@ -19,10 +20,13 @@ PAGE = (Path(__file__).parents[2] / "docs/formats.md").read_text(encoding="utf-8
 FILES = {
     "Fold table": "folds/tiny.json",
     "bundle.json": "runs/tiny/fold0/bundle.json",
+    "labels.json": "runs/student/fold0/labels.json",
     "DONE": "runs/tiny/fold0/DONE",
     "run.json": "runs/tiny/run.json",
     "cv.json": "runs/tiny/cv.json",
+    "views.json": "runs/auto/views.json",
     "ensemble.json": "ensembles/both/ensemble.json",
+    "Pipeline": "pipelines/rounds.json",
     "lr-find": "lr-find/tiny.json",
 }
 
@@ -36,7 +40,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = str(make_competition(root, rows=24, test_rows=6))
         assert main(["train", config, "train.epochs=1"]) == 0
         assert main(["train", config, "train.epochs=1", "train.seed=1", "--run", "other"]) == 0
+        views = ["tta.views=auto", "tta.candidates=flip", "--run", "auto"]
+        assert main(["train", config, "train.epochs=1", *views]) == 0
         assert main(["ensemble", "tiny", "other", "--name", "both"]) == 0
+        student = {"kind": "pseudo_label", "experiment": "tiny.yaml", "name": "student", "teachers": ["tiny"]}
+        rounds = [{"kind": "train", "experiment": "tiny.yaml"}, student]
+        Path("configs/rounds.yaml").write_text(yaml.safe_dump({"name": "rounds", "rounds": rounds}))
+        assert main(["run", "configs/rounds.yaml", "train.epochs=1"]) == 0
         assert main(["submit", "tiny"]) == 0
         assert main(["submit", "both"]) == 0
         assert main(["lr-find", config, "--steps", "40", "--from", "1e-5"]) == 0
@@ -113,6 +123,15 @@ def test_both_scores_of_an_ensemble_have_the_same_keys(project: Path) -> None:
     assert [fold.keys() for fold in record["cv"]["folds"]] == [fold.keys() for fold in record["cross_fitted"]["folds"]]
 
 
+def test_tables_of_an_ensembles_members(project: Path) -> None:
+    described = section("ensemble.json").partition("`members.csv` has")[2]
+    members, correlation = (pd.read_csv(project / f"ensembles/both/{name}.csv") for name in ("members", "correlation"))
+    assert list(members.columns) == re.findall(r"`([^`]+)`", described)[: len(members.columns)]
+    assert list(correlation.columns) == ["name", *members["name"]]
+    assert list(correlation["name"]) == list(members["name"])
+    assert members["score"].is_monotonic_decreasing
+
+
 def test_json_has_sorted_keys(project: Path) -> None:
     paths = [path for folder in ("folds", "runs", "ensembles", "submissions") for path in (project / folder).rglob("*")]
     records = [path for path in paths if path.suffix == ".json" or path.name == "DONE"]
@@ -130,6 +149,14 @@ def test_columns_of_predictions(project: Path) -> None:
         assert list(test.columns) == ["id", *probabilities]
         assert oof["fold"].dtype == "int64"
         assert all(frame[name].dtype == "float32" for frame in (oof, test) for name in probabilities)
+
+
+def test_columns_of_views(project: Path) -> None:
+    assert {"view", "p_<class>"} <= set(re.findall(r"`([^`]+)`", section("Views")))
+    frame = pd.read_parquet(project / "runs/auto/fold0/views.parquet")
+    assert list(frame.columns) == ["id", "view", "p_cat", "p_dog", "p_fox"]
+    assert set(frame["view"]) == {"identity", "HorizontalFlip"}
+    assert all(frame[name].dtype == "float32" for name in frame.columns[2:])
 
 
 def test_columns_of_the_fold_table(project: Path) -> None:

@@ -13,13 +13,19 @@ from PIL import Image
 
 from goldfold import files
 from goldfold.config import Config
+from goldfold.config.schema import EnsembleRound, SubmitRound, TrainRound
 from goldfold.demo.picture import choose_tiles, draw_result, score_rows
 from goldfold.paths import Workspace
-from goldfold.pipeline.run import Outcome
+from goldfold.pipeline.run import Outcome, RoundOutcome
 from goldfold.records import Predictions
 from goldfold.tasks import Task
 
 BINARY = Task("binary", ("1",), "0")
+TRAIN = TrainRound(kind="train", experiment="x.yaml")
+BLEND, SUBMIT = (
+    EnsembleRound(kind="ensemble", name="both", members=("shells",)),
+    SubmitRound(kind="submit", source="shells"),
+)
 PRIVATE = {"shells": {"auc": 0.93, "accuracy": 0.86}, "both": {"auc": 0.94, "accuracy": 0.87}}
 
 
@@ -115,6 +121,16 @@ def test_the_scores_of_members_and_ensemble(outcome: Outcome) -> None:
     assert (ensemble.note, ensemble.folds, ensemble.std) == ("ensemble (mean)", (0.9, 0.94), 0.01)
     assert ensemble.mean == pytest.approx(0.92)
     assert (ensemble.oof, ensemble.cross_fitted, ensemble.private["auc"]) == (0.95, 0.92, 0.94)
+
+
+def test_leaky_rounds_are_marked_and_rows_stand_in_the_order_of_the_rounds(outcome: Outcome) -> None:
+    outcome.runs["student"] = {**outcome.runs["shells"], "leaky": True}
+    outcome.ensembles["both"] |= {"leaky": True}
+    made = [("shells", TRAIN), ("both", BLEND), ("student", TRAIN), ("shells", SUBMIT)]
+    outcome.rounds = [RoundOutcome(number, step, name, "done") for number, (name, step) in enumerate(made, 1)]
+    assert [row.name for row in score_rows(outcome, {})] == ["shells", "both (leaky)", "student (leaky)"]
+    outcome.ensembles["late"] = outcome.ensembles["both"]
+    assert score_rows(outcome, {})[0].note == "weight 1.00 in late"
 
 
 def test_undefined_scores_are_left_out(outcome: Outcome, tmp_path: Path) -> None:

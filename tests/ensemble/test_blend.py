@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goldfold.config.schema import BlendMethod
-from goldfold.ensemble.blend import apply, check_method, cross_fit, fit
+from goldfold.ensemble import Blend, CrossFit, check_method
+from goldfold.ensemble import cross_fit as cross_fit_named
+from goldfold.ensemble import fit as fit_named
+from goldfold.ensemble.blend import Weights
 from goldfold.errors import BadInput
 from goldfold.metrics import Metric, get_metric, score
-from goldfold.records import Floats
+from goldfold.records import Floats, Ints
 from goldfold.tasks import Task
 
 BINARY = Task("binary", ("1",), "0")
@@ -31,7 +34,27 @@ def accuracy(task: Task, targets: Floats, values: Floats) -> float:
 # Without scikit-learn's checks: a search asks for them hundreds of times.
 NLL = Metric("nll", False, "probability", frozenset({"multiclass"}), mean_nll)
 ACCURACY = Metric("hits", True, "label", frozenset({"multiclass"}), accuracy)
-METHODS: tuple[BlendMethod, ...] = ("mean", "gmean", "rank_mean", "simplex", "greedy")
+METHODS: tuple[BlendMethod, ...] = ("mean", "gmean", "rank_mean", "simplex", "greedy", "stacking")
+WEIGHTED: tuple[BlendMethod, ...] = METHODS[:-1]
+"""The methods whose blend follows from weights alone."""
+
+
+def names(count: int) -> list[str]:
+    return [f"m{number:02d}" for number in range(count)]
+
+
+def apply(method: BlendMethod, members: list[Floats], weights: Weights, task: Task) -> Floats:
+    return Blend(method, tuple(names(len(members))), weights).apply(members, task)
+
+
+def fit(method: BlendMethod, members: list[Floats], targets: Floats, task: Task, metric: Metric) -> Weights:
+    return fit_named(method, names(len(members)), members, targets, task, metric).weights
+
+
+def cross_fit(
+    method: BlendMethod, members: list[Floats], targets: Floats, folds: Ints, task: Task, metric: Metric
+) -> CrossFit:
+    return cross_fit_named(method, names(len(members)), members, targets, folds, task, metric)
 
 
 def column(*values: float) -> Floats:
@@ -60,9 +83,12 @@ def test_gmean_by_hand_is_renormalised() -> None:
     assert apply("gmean", members, np.array([0.5, 0.5]), THREE) == pytest.approx(np.array([[0.5, 0.25, 0.25]]))
 
 
-def test_gmean_of_one_column_is_not_renormalised() -> None:
+def test_gmean_of_yes_and_no_treats_both_alike() -> None:
+    yes, no = (0.9 * 0.4) ** 0.5, (0.1 * 0.6) ** 0.5
     blend = apply("gmean", [column(0.9), column(0.4)], np.array([0.5, 0.5]), BINARY)
-    assert blend == pytest.approx(column(0.6))
+    assert blend == pytest.approx(column(yes / (yes + no)))
+    turned = apply("gmean", [column(0.1), column(0.6)], np.array([0.5, 0.5]), BINARY)
+    assert turned == pytest.approx(1 - blend, abs=1e-6)
 
 
 def test_a_zero_is_no_veto_under_gmean() -> None:
@@ -90,7 +116,7 @@ def test_rank_mean_sees_only_the_order() -> None:
     assert not np.array_equal(apply("mean", members, half, MULTI), apply("mean", bent, half, MULTI))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WEIGHTED)
 def test_rows_of_classes_sum_to_one(method: BlendMethod) -> None:
     rng = np.random.default_rng(2)
     members = [table(rng, 9) for _ in range(3)]
@@ -100,7 +126,7 @@ def test_rows_of_classes_sum_to_one(method: BlendMethod) -> None:
 
 @pytest.mark.parametrize("method", ["simplex", "greedy"])
 def test_opposite_errors_cancel(method: BlendMethod) -> None:
-    """Errors +3 and -1 cancel at weights 1/4 and 3/4, which both searches can reach exactly."""
+    """Errors +3 and -1 cancel at weights 1/4 and 3/4."""
     truth = column(1, 2, 3, 4)
     weights = fit(method, [truth + 3, truth - 1], truth, VALUE, get_metric("rmse"))
     assert weights == pytest.approx([0.25, 0.75])
@@ -128,7 +154,7 @@ def test_an_undefined_metric_leaves_members_equal(method: BlendMethod) -> None:
     assert fit(method, members, column(1, 1), BINARY, get_metric("auc")).tolist() == [0.5, 0.5]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WEIGHTED)
 def test_one_member_has_all_the_weight(method: BlendMethod) -> None:
     rng = np.random.default_rng(4)
     members = [table(rng, 8)]
@@ -257,4 +283,10 @@ def test_arrays_that_do_not_match_are_refused() -> None:
     with pytest.raises(BadInput, match="member 1"):
         fit("mean", [column(0.1, 0.2), column(0.1)], column(1, 0), BINARY, get_metric("auc"))
     with pytest.raises(BadInput, match="weights"):
-        apply("mean", [column(0.1)], np.ones(2), BINARY)
+        Blend("mean", ("a",), np.ones(2))
+    with pytest.raises(BadInput, match="values of 2 members"):
+        Blend("mean", ("a",), np.ones(1)).apply([column(0.1)] * 2, BINARY)
+    with pytest.raises(BadInput, match="named twice: a"):
+        fit_named("mean", ["a", "a"], [column(0.1)] * 2, column(1), BINARY, get_metric("auc"))
+    with pytest.raises(BadInput, match="sum to"):
+        Blend("mean", ("a", "b"), np.array([0.5, np.nan]))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from goldfold.config.schema import BlendMethod
-from goldfold.ensemble import Member, align, load_member, make_ensemble
+from goldfold.ensemble import Member, align, load_blend, load_member, make_ensemble
 from goldfold.errors import BadInput
 from goldfold.metrics import Metric, get_metric, score
 from goldfold.paths import RunPaths
-from goldfold.records import Floats, Ints, Predictions
+from goldfold.records import Floats, FoldTable, Ints, Predictions
 from goldfold.tasks import Task
 
 TASK = Task("multiclass", ("a", "b", "c"))
@@ -122,19 +124,18 @@ def test_record_and_tables(tmp_path: Path) -> None:
     assert test.values == pytest.approx(sum(w * each for w, each in zip(weights, tests, strict=True)), abs=1e-6)
 
 
-@pytest.mark.parametrize("method", ["mean", "gmean", "rank_mean", "simplex", "greedy"])
+@pytest.mark.parametrize("method", ["mean", "gmean", "rank_mean", "simplex", "greedy", "stacking"])
 def test_order_of_rows_and_members_changes_nothing(tmp_path: Path, method: BlendMethod) -> None:
     members = [member("one", 1), member("two", 2), member("three", 3)]
     make(tmp_path / "a" / "mix", members, method)
     make(tmp_path / "b" / "mix", [shuffled(one, seed) for seed, one in enumerate(members)], method)
     before = files_of(tmp_path / "a" / "mix")
-    assert set(before) == {"ensemble.json", "oof.parquet", "test.parquet"}
+    tables = ["correlation.csv", "members.csv", "members.png", "oof.parquet", "test.parquet"]
+    assert list(before) == sorted(["ensemble.json", *tables])
     assert before == files_of(tmp_path / "b" / "mix")
     turned = make(tmp_path / "c" / "mix", [members[2], members[0], members[1]], method)
     after = files_of(tmp_path / "c" / "mix")
-    assert {name: after[name] for name in ("oof.parquet", "test.parquet")} == {
-        name: before[name] for name in ("oof.parquet", "test.parquet")
-    }
+    assert {name: after[name] for name in tables} == {name: before[name] for name in tables}
     first = json.loads(before["ensemble.json"])
     assert [each["name"] for each in turned["members"]] == ["three", "one", "two"]
     by_name = {each["name"]: each for each in turned["members"]}
@@ -249,6 +250,17 @@ def test_other_folds_are_refused_by_name() -> None:
     assert all(word in line for word in ("'one'", "'two'", "1 ids are in different folds: img04"))
 
 
+def test_other_repeats_are_refused_by_number() -> None:
+    once, twice = replace(member("one", 1), folds=(0, 1, 2)), replace(member("two", 2), folds=tuple(range(6)))
+    align([once, member("three", 3)])
+    with pytest.raises(BadInput, match=r"'one' has 3 folds .* 'two' has 6 folds .*2 repeats of 3") as caught:
+        align([once, twice])
+    one_line(caught)
+    fewer = with_oof(member("four", 4), fold=np.minimum(FOLD, 1))
+    with pytest.raises(BadInput, match=r"'one' has 3 folds .* 'four' has 2 folds"):
+        align([once, fewer])
+
+
 def test_other_classes_and_lone_test_predictions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="classes differ: a, b, c against a, c, b"):
         align([member("one", 1), with_oof(member("two", 2), classes=("a", "c", "b"))])
@@ -265,6 +277,70 @@ def test_images_without_a_label_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "mix").exists()
 
 
+def test_shuffled_labels_are_the_same_ensemble(tmp_path: Path) -> None:
+    members = [member("one", 1), member("two", 2)]
+    order = np.random.default_rng(3).permutation(ROWS)
+    make(tmp_path / "a" / "mix", members)
+    make(tmp_path / "b" / "mix", members, truth=([IDS[row] for row in order], TARGETS[order]))
+    assert files_of(tmp_path / "a" / "mix") == files_of(tmp_path / "b" / "mix")
+
+
+def test_a_leaky_member_marks_the_ensemble(tmp_path: Path) -> None:
+    honest = make(tmp_path / "honest", [member("one", 1), member("two", 2)])
+    leaky = make(tmp_path / "honest", [member("one", 1), replace(member("two", 2), leaky=True)])
+    assert (honest["leaky"], leaky["leaky"]) == (False, True)
+    assert [each["leaky"] for each in leaky["members"]] == [False, True]
+    rows = pd.read_csv(tmp_path / "honest" / "members.csv").set_index("name")
+    assert rows["leaky"].to_dict() == {"one": False, "two": True}
+
+
+@pytest.mark.parametrize("method", ["simplex", "rank_mean", "stacking"])
+def test_stored_blends_are_read_back(tmp_path: Path, method: BlendMethod) -> None:
+    members = [member("two", 2), member("one", 1)]
+    make(tmp_path / "mix", members, method)
+    oof, test = (Predictions.read(tmp_path / "mix" / f"{name}.parquet", "mix") for name in ("oof", "test"))
+    found = load_blend(tmp_path / "mix", None)
+    assert found.members == ("one", "two")
+    tests = [one.test.take(test.ids).values for one in reversed(members) if one.test is not None]
+    assert np.array_equal(found.apply(tests, TASK), test.values)
+    for fold in range(3):
+        held = fold == FOLD
+        values = [one.oof.values[held] for one in reversed(members)]
+        assert np.array_equal(load_blend(tmp_path / "mix", fold).apply(values, TASK), oof.values[held])
+    with pytest.raises(BadInput, match="without fold 3; it has those without fold 0, 1, 2"):
+        load_blend(tmp_path / "mix", 3)
+    with pytest.raises(BadInput, match="does not exist"):
+        load_blend(tmp_path / "none", 0)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "ensemble.json").write_text("{}")
+    with pytest.raises(BadInput, match="another version"):
+        load_blend(tmp_path / "old", None)
+
+
+def test_folds_of_further_repeats_have_blends(tmp_path: Path) -> None:
+    members = [member("one", 1), member("two", 2), member("three", 3)]
+    again = np.random.default_rng(4).permutation(FOLD) + 3
+    table = FoldTable((*IDS, "unseen"), np.append(again, -1), "kfold", 0, "")
+    make(tmp_path / "mix", members, repeats=[table])
+    spoilt = TARGETS.copy()
+    spoilt[again == 4] = np.roll(spoilt[again == 4], 1, axis=1)
+    make(tmp_path / "spoilt", members, repeats=[table], truth=(IDS, spoilt))
+    for fold in range(6):
+        weights = [load_blend(tmp_path / name, fold).weights.tolist() for name in ("mix", "spoilt")]
+        # Only the blend that was fitted without those labels is the same.
+        assert (weights[0] == weights[1]) == (fold == 4)
+
+
+def test_without_matplotlib_a_line_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    make(tmp_path / "mix", [member("one", 1), member("two", 2)])
+    assert not (tmp_path / "mix" / "members.png").exists()
+    assert (tmp_path / "mix" / "members.csv").is_file()
+    assert "no members.png: the package matplotlib is not installed" in capsys.readouterr().err
+
+
 def test_load_member(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path / "runs" / "one")
     with pytest.raises(BadInput, match="does not exist; run 'goldfold train'"):
@@ -275,8 +351,13 @@ def test_load_member(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"not finished .*goldfold train"):
         load_member(paths)
     paths.cv.write_text("{}")
+    with pytest.raises(BadInput, match="not the scores of a run"):
+        load_member(paths)
+    paths.cv.write_text(json.dumps({"leaky": True, "folds": [{"fold": fold} for fold in (2, 0, 1)]}))
     bare = load_member(paths)
     assert bare.test is None
+    assert bare.leaky
+    assert bare.folds == (0, 1, 2)
     one.test.write(paths.test, "id")
     whole = load_member(paths)
     assert whole.name == "one"

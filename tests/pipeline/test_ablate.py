@@ -23,20 +23,9 @@ from goldfold.pipeline import ablation_plan
 from goldfold.pipeline.ablate import ablate, parse_items, plan_rows
 from goldfold.pipeline.ablation_plan import Kind, Row
 from goldfold.pipeline.ablation_plot import draw_table
-from goldfold.pipeline.ablation_report import (
-    NO_SPREAD,
-    ONE_SEED,
-    WITHIN,
-    Findings,
-    Interval,
-    Measure,
-    compare,
-    paired,
-    table_frame,
-    table_markdown,
-    verdict,
-)
+from goldfold.pipeline.ablation_report import Findings, Measure, compare, table_frame, table_markdown
 from goldfold.pipeline.competition import load_competition
+from goldfold.pipeline.paired import NO_SPREAD, WITHIN, Interval, paired, verdict
 from goldfold.pipeline.stages import load_folds
 from goldfold.records import Predictions
 from goldfold.tricks import TRICKS, find_trick
@@ -254,7 +243,7 @@ class TestRows:
 
     def test_teachers_are_refused(self) -> None:
         with pytest.raises(BadInput, match="without teachers"):
-            rows_of("stack", "mixup", teacher={"runs": ["other"], "distill": 0.5})
+            rows_of("stack", "mixup", teacher={"runs": ["other"], "distill": {"weight": 0.5}})
 
     def test_folder_names(self) -> None:
         rows = rows_of("add", "optim.lr=1e-2,augment.add=[{RandomBrightnessContrast: {p: 0.5}},{ToGray: {p: 0.1}}]")
@@ -295,7 +284,7 @@ class TestIntervals:
         assert verdict(Interval(4, -0.1, -0.15, -0.05), False) == "better"
         assert verdict(Interval(4, -0.1, -0.15, -0.05), True) == "worse"
         assert verdict(Interval(4, 0.1, -0.05, 0.25), True) == WITHIN == "within noise"
-        assert verdict(Interval(1, 0.1), True) == ONE_SEED == "one seed: no interval"
+        assert verdict(Interval(1, 0.1), True) == "one seed: no interval"
         assert verdict(paired([0.1, 0.1, 0.1]), True) == NO_SPREAD
         assert verdict(paired([0.0, 0.0]), True) == WITHIN
 
@@ -372,7 +361,7 @@ class TestComparison:
         values: dict[str, list[list[float | None]]] = {"base": [[0.5, 0.5], [0.9, 0.9]], "mixup": [[0.6, 0.6], [0.99]]}
         table = found("stack", rows, measured(values), 2, 2)
         assert table.lines[1].difference == paired([0.6 - 0.5])
-        assert [line.verdict for line in table.lines] == ["", ONE_SEED, "not trained yet"]
+        assert [line.verdict for line in table.lines] == ["", "one seed: no interval", "not trained yet"]
         assert table.runs == (3, 6)
         assert "Unfinished: 3 of 6 runs" in table_markdown(table, "t", "c", "n")
         assert "speed" in table_markdown(found("stack", rows, [], 2, 2), "t", "c", "n")

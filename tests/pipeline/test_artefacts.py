@@ -48,6 +48,23 @@ def test_the_exact_tree_of_a_run(project: Path) -> None:
     assert [json.loads(line)["epoch"] for line in lines] == [1]
 
 
+def test_the_exact_tree_of_a_student(project: Path) -> None:
+    config = str(make_competition(project))
+    assert main(["train", config, "train.epochs=1"]) == 0
+    taught = ["teacher.runs=[tiny]", "teacher.pseudo.labels=soft"]
+    crossed = ["teacher.distill.weight=0.5", "teacher.distill.how=cross_fitted", "teacher.distill.inner=2"]
+    assert main(["train", config, "train.epochs=1", "--run", "student", "train.seeds=[7]", *taught, *crossed]) == 0
+    expected = {"config.yaml", "run.json", "cv.json", "oof.parquet", "test.parquet"}
+    for fold in ("fold0", "fold1", "fold0-seed7", "fold1-seed7"):
+        expected |= {f"{fold}/{name}" for name in FOLD | {"labels.parquet", "labels.json"}}
+    for fold in ("fold0", "fold1"):  # the inner networks serve all seeds
+        expected |= {f"{fold}/inner/tiny-{part}/{name}" for part in (0, 1) for name in ("oof.parquet", "DONE")}
+    assert tree(project / "runs/student") == expected
+    labels = pd.read_parquet(project / "runs/student/fold1/labels.parquet")
+    assert list(labels.columns) == ["id", "excluded_fold", "weight", "p_cat", "p_dog", "p_fox"]
+    assert labels["excluded_fold"].unique().tolist() == [1]
+
+
 def test_validation_predictions_come_from_the_fold_that_left_them_out(project: Path) -> None:
     config = make_competition(project)
     main(["train", str(config), "train.epochs=1"])

@@ -23,7 +23,7 @@ def tree(folder: Path) -> dict[str, int]:
 
 def check(config: Path, *overrides: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
     """Exit code and problem lines; asserts that nothing was written."""
-    before = tree(Path())
+    before = {name: at for name, at in tree(Path()).items() if not name.startswith(".cache")}
     capsys.readouterr()
     code = main(["check", str(config), *overrides])
     err = capsys.readouterr().err
@@ -254,7 +254,7 @@ BAD: dict[str, tuple[Break, list[str]]] = {
     ),
     "an unknown key": (settings("train.epoch=3"), ["command line", "unknown key 'train.epoch'", "'train.epochs'"]),
     "a teacher that is not there": (
-        settings("teacher.runs=[nobody]", "teacher.test=soft"),
+        settings("teacher.runs=[nobody]", "teacher.pseudo.labels=soft"),
         ["nobody", "not finished", "train it first"],
     ),
 }
@@ -343,7 +343,7 @@ def test_a_good_pipeline_has_no_problems(project: Path, capsys: pytest.CaptureFi
             ["pipeline.yaml: rounds.1", "'tinny'", "earlier rounds make tiny"],
         ),
         ([TRAIN, TRAIN], ["pipeline.yaml: rounds.1", "the name 'tiny' is taken", "give this round a name"]),
-        ([{**TRAIN, "kind": "distill", "teachers": ["tiny"]}], ["rounds.0", "'tiny'", "nothing"]),
+        ([{**TRAIN, "kind": "distill", "teachers": ["tony"]}], ["rounds.0", "'tony'", "nothing"]),
         ([TRAIN, {"kind": "submit", "source": "blend"}], ["rounds.1", "'blend'", "earlier rounds make tiny"]),
         ([TRAIN, {"kind": "ensembel", "name": "x", "members": ["tiny"]}], ["rounds.1.kind", "ensembel"]),
         ([{**TRAIN, "experiment": "none.yaml"}], ["none.yaml", "does not exist"]),
@@ -374,3 +374,61 @@ def test_unreadable_images_stop_a_training_with_one_line(project: Path, capsys: 
         (line,) = (line for line in err.splitlines() if line.startswith("goldfold: "))
         assert "images/004x.png" in line
         assert "replace the file" in line
+
+
+def pool(project: Path, *names: str) -> list[str]:
+    """Images without labels, the second of which cannot be read."""
+    folder = project / "data/pool"
+    folder.mkdir()
+    for number, name in enumerate(names):
+        (folder / f"{name}.png").write_bytes(
+            b"broken" if number == 1 else (project / DATA / "images/000x.png").read_bytes()
+        )
+    pd.DataFrame({"id": names}).to_csv(folder / "pool.csv", index=False)
+    return ["competition.unlabelled=[{csv: data/pool/pool.csv, image_path: 'data/pool/{id}.png'}]"]
+
+
+def test_images_that_are_to_be_labelled_are_read_and_counted(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = pipeline_file(
+        project,
+        TRAIN,
+        {"kind": "pseudo_label", "experiment": "tiny.yaml", "name": "second", "teachers": ["tiny"]},
+    )
+    unlabelled = pool(project, "u1", "u2")
+    assert main(["check", str(path), *unlabelled]) == 2
+    err = capsys.readouterr().err
+    (line,) = (line for line in err.splitlines() if line.startswith("goldfold: "))
+    assert "id u2: " in line
+    assert "to be pseudo-labelled: 14 images (12 of test, 2 of pool.csv) beside 48 labelled ones" in err
+    # An experiment that labels nothing does not look at them.
+    assert main(["check", "configs/tiny.yaml", *unlabelled]) == 0
+    write("data/pool/pool.csv", b"id\n000x\n")(project)
+    code, lines = check(path, *unlabelled, capsys=capsys)
+    assert code == 2
+    assert any("pool.csv" in line and "ids are also in the train CSV" in line for line in lines)
+
+
+ONLINE = ["teacher.runs=[tiny]", "teacher.distill.weight=0.5", "teacher.distill.how=online"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fragments"),
+    [
+        (["folds.seed=1"], ["folds", "seed"]),
+        (["competition.classes=[fox, dog, cat]"], ["'tiny'", "classes", "teacher and student need the same labels"]),
+        ([*ONLINE[1:], "input.colour=lab"], ["runs/tiny/fold0", "colour", "stored"]),
+        ([*ONLINE[1:], "input.normalise=image"], ["input.normalise", "stored"]),
+    ],
+)
+def test_a_teacher_that_does_not_fit(
+    overrides: list[str], fragments: list[str], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_competition(project, rows=24, test_rows=6)
+    assert main(["train", str(config), "train.epochs=1"]) == 0
+    stored = ["teacher.runs=[tiny]", "teacher.distill.weight=0.5"]
+    assert check(config, *stored, capsys=capsys) == (0, [])
+    assert check(config, *ONLINE, capsys=capsys) == (0, [])
+    code, lines = check(config, *stored, *overrides, capsys=capsys)
+    assert code == 2
+    for fragment in fragments:
+        assert fragment in " ".join(lines)

@@ -18,7 +18,15 @@ from goldfold.errors import BadInput
 from goldfold.images import ImageSpec, LazyImages, open_images
 from goldfold.pipeline import external as external_module
 from goldfold.pipeline.competition import load_competition
-from goldfold.pipeline.external import ExternalData, identical_rows, load_external, pixel_digests
+from goldfold.pipeline.external import (
+    ExternalData,
+    UnlabelledData,
+    identical_rows,
+    load_external,
+    load_unlabelled,
+    outside,
+    pixel_digests,
+)
 from goldfold.tasks import make_task
 from tests.pipeline.competitions import draw, make_competition
 
@@ -110,6 +118,49 @@ def test_two_external_sets_may_not_share_an_id(project: Path) -> None:
         load(project, settings(one, two))
 
 
+def load_pools(root: Path, *entries: dict[str, Any], external: Sequence[ExternalData] = ()) -> list[UnlabelledData]:
+    pools = [{key: value for key, value in entry.items() if key != "weight"} for entry in entries]
+    return load_unlabelled(settings(unlabelled=pools), root, ["t1", "t2"], ["q1"], external)
+
+
+def test_unlabelled_images_need_no_labels(project: Path) -> None:
+    entry = write_csv(project, "pool", id=["u1", "u2"], file=["x", "y"], site=["s", "t"])
+    (found,) = load_pools(project, entry)
+    assert found.ids == ("u1", "u2")
+    assert found.paths == (project / "data/pool/x.png", project / "data/pool/y.png")
+    assert found.frame["site"].tolist() == ["s", "t"]
+    assert load_pools(project) == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"id": ["u", "t2"]}, r"pool/rows\.csv: 1 ids are also in the train CSV: t2; .*prefix"),
+        ({"id": ["u", "q1"]}, r"pool/rows\.csv: 1 ids are also in the test CSV: q1"),
+        ({"id": ["u", "e1"]}, r"pool/rows\.csv: 1 ids are also in .*one/rows\.csv: e1"),
+        ({"id": ["u", "u"]}, r"pool/rows\.csv: duplicate ids: u"),
+        ({"key": ["u", "v"]}, r"pool/rows\.csv: the column 'id' is missing"),
+        ({"id": []}, r"pool/rows\.csv: there are no rows; take it out of competition\.unlabelled"),
+    ],
+)
+def test_bad_tables_of_unlabelled_images_are_one_line(
+    project: Path, columns: dict[str, list[str]], message: str
+) -> None:
+    one = write_csv(project, "one", id=["e1"], label=["cat"], file=["x"])
+    external = load(project, settings(one))
+    entry = write_csv(project, "pool", **columns, file=["x"] * len(next(iter(columns.values()))))
+    with pytest.raises(BadInput, match=message) as caught:
+        load_pools(project, entry, external=external)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_unlabelled_sets_may_not_share_an_id(project: Path) -> None:
+    one = write_csv(project, "one", id=["a", "b"], file=["x", "y"])
+    two = write_csv(project, "two", id=["c", "b"], file=["x", "y"])
+    with pytest.raises(BadInput, match=r"two/rows\.csv: 1 ids are also in .*one/rows\.csv: b"):
+        load_pools(project, one, two)
+
+
 @pytest.mark.parametrize("place", ["competitions/tiny/extra", "datasets/someone/extra", "extra", "tiny/extra"])
 def test_on_kaggle_a_set_is_found_under_its_own_name_too(
     project: Path, monkeypatch: pytest.MonkeyPatch, place: str
@@ -151,6 +202,15 @@ def test_copies_of_the_named_rows_are_found_and_of_other_rows_not() -> None:
     assert found.dtype == np.bool_
     assert found.tolist() == [False, False, True, False, False, True, False]
     assert not identical_rows(Counted(foreign), Counted(own), np.array([], dtype=np.int64)).any()
+
+
+def test_copies_of_hidden_rows_are_left_out_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    own, foreign = noise(10, 0), noise(4, 1)
+    foreign[2] = own[3]
+    assert outside(Counted(foreign), Counted(own), np.array([3]), "pool").tolist() == [0, 1, 3]
+    assert capsys.readouterr().err == "pool: 1 of 4 images are validation images, left out\n"
+    assert outside(Counted(foreign), Counted(own), np.array([4]), "pool").tolist() == [0, 1, 2, 3]
+    assert capsys.readouterr().err == ""
 
 
 def test_pixels_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def test_a_last_window_that_is_shorter_still_makes_a_step(project: Path) -> None
 
 
 def test_bf16_trains_and_predicts_finite_probabilities(project: Path) -> None:
-    settings = ["train.epochs=6", "mix.mixup=0.2", "train.ema.decay=0.9", "tta.views=hflip"]
+    settings = ["train.epochs=6", "mix.mixup=0.2", "train.ema.decay=0.9", "tta.views=flip"]
     assert train("half", "train.precision=bf16", *settings, folds=()) == 0
     record = json.loads((project / "runs/half/run.json").read_text())
     assert record["machine"]["precision"] == "bf16"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,24 @@ import pytest
 import torch
 
 from goldfold.cli import main
-from goldfold.config.schema import Augment, Balance, Input, Loss, Mix, Model, Optim, Schedule, Train, Tta
+from goldfold.config.schema import (
+    Augment,
+    Balance,
+    Input,
+    Loss,
+    Mix,
+    Model,
+    Optim,
+    Pseudo,
+    Schedule,
+    Teacher,
+    Train,
+    Tta,
+)
 from goldfold.errors import BadInput
 from goldfold.training.checkpoint import load_state
 from goldfold.training.job import Recipe
-from goldfold.training.plan import Pace, at_epoch, make_plan
+from goldfold.training.plan import Pace, Stretch, at_epoch, make_plan
 
 CONFIG = "configs/tiny.yaml"
 RUN = ["train", CONFIG, "--fold", "0"]
@@ -85,6 +99,63 @@ def test_the_last_epochs_of_weight_averaging_have_a_constant_rate() -> None:
     pace = Pace(plan, (5,), settings.schedule, swa_epochs=2, swa_factor=0.5)
     assert pace.factor(plan[0], 9) == pytest.approx(0)  # the schedule ends before them
     assert {pace.factor(plan[0], step) for step in range(10, 20)} == {0.5}
+
+
+def cooled(train: dict[str, Any], cool_down: int, **sections: Any) -> tuple[Stretch, ...]:
+    teacher = Teacher(runs=("t",), pseudo=Pseudo(labels="soft", cool_down=cool_down))
+    return make_plan(recipe(train, teacher=teacher, **sections))
+
+
+PHASES: list[dict[str, Any]] = [
+    {"epochs": 2, "size": 16},
+    {"epochs": 3, "lr": 1e-3, "schedule": "restart", "state": "reset"},
+    {"epochs": 1, "mix": {"mixup": 0}},
+]
+
+
+@pytest.mark.parametrize("train", [{"epochs": 6}, {"epochs": 6, "phases": PHASES}])
+def test_without_a_cool_down_the_plan_is_that_of_a_training_without_teachers(train: dict[str, Any]) -> None:
+    assert cooled(train, 0) == make_plan(recipe(train))
+
+
+@pytest.mark.parametrize("cool_down", range(1, 6))
+@pytest.mark.parametrize("train", [{"epochs": 6}, {"epochs": 6, "phases": PHASES}])
+def test_a_cool_down_changes_no_epoch_but_for_its_pseudo_labels(train: dict[str, Any], cool_down: int) -> None:
+    plain, plan = make_plan(recipe(train)), cooled(train, cool_down)
+    assert [stretch.first for stretch in plan] == [0, *(stretch.end for stretch in plan[:-1])]
+    assert plan[-1].end == 6
+    for epoch in range(6):
+        now, then = at_epoch(plan, epoch), at_epoch(plain, epoch)
+        assert now.pseudo == (epoch < 6 - cool_down)
+        same = {"first": 0, "epochs": 0, "restart": False, "reset": False, "pseudo": True}
+        assert replace(now, **same) == replace(then, **same)
+    for key in ("restart", "reset"):
+        begins = [[stretch.first for stretch in part if getattr(stretch, key)] for part in (plan, plain)]
+        assert begins[0] == begins[1], key
+    assert len(plan) <= len(plain) + 1
+
+
+@pytest.mark.parametrize("cool_down", [1, 3, 5])
+def test_the_rate_does_not_notice_a_cool_down_of_equal_steps(cool_down: int) -> None:
+    """The second phase begins the schedule anew; a cool-down of 5 epochs parts the first one."""
+    train = {"epochs": 6, "phases": PHASES}
+    schedule, steps = Schedule(name="cosine", warmup_epochs=0.5), (4, 5, 3)
+    paces = [
+        Pace(plan, tuple(steps[stretch.number] for stretch in plan), schedule)
+        for plan in (make_plan(recipe(train)), cooled(train, cool_down))
+    ]
+    for step in range(2 * 4 + 3 * 5 + 3):
+        epoch = step // 4 if step < 8 else 2 + (step - 8) // 5 if step < 23 else 5
+        rates = [pace.factor(at_epoch(pace.plan, epoch), step) for pace in paces]
+        assert rates[0] == rates[1], step
+
+
+def test_the_rate_goes_by_the_steps_that_a_cool_down_has() -> None:
+    schedule = Schedule(name="linear", warmup_epochs=0, min_factor=0)
+    plan = cooled({"epochs": 4}, 2, schedule=schedule)
+    pace = Pace(plan, (10, 5), schedule)  # 30 steps in all
+    assert [pace.factor(plan[0], 10), pace.factor(plan[1], 20)] == pytest.approx([1 - 10 / 29, 1 - 20 / 29])
+    assert pace.factor(plan[1], 29) == pytest.approx(0)
 
 
 def lines(project: Path, run: str) -> list[dict[str, Any]]:

@@ -23,6 +23,9 @@ CONFIG = "configs/tiny.yaml"
 HEAVY_NETWORK = {"model.backbone": "test_resnet"}
 COLUMNS = {"model.metadata.numeric": ["age"], "model.metadata.categorical": ["site"]}
 
+TAUGHT = {"teacher.runs": ["teacher"]}
+SOFT = {**TAUGHT, "teacher.pseudo.labels": "soft"}
+
 # What a row needs beside the trick's own switch, or the whole of it where the registry knows no single switch.
 EXTRA: dict[str, dict[str, Any]] = {
     "rgba": {"input.channels": 4},
@@ -53,28 +56,41 @@ EXTRA: dict[str, dict[str, Any]] = {
     "ranger": {},
     "lookahead": {},
     "one_cycle": {},
+    "distill_stored": {**TAUGHT, "teacher.distill.weight": 0.5},
+    "distill_online": {**TAUGHT, "teacher.distill.weight": 0.5, "teacher.distill.how": "online"},
+    "distill_cross_fitted": {**TAUGHT, "teacher.distill.weight": 0.5, "teacher.distill.how": "cross_fitted", "teacher.distill.inner": 2},
+    "distill_temperature": {**TAUGHT, "teacher.distill.weight": 0.5, "teacher.distill.temperature": 3.0},
+    "distill_features": {**TAUGHT, "teacher.distill.features": 0.5, "teacher.distill.how": "online"},
+    "pseudo_soft": SOFT,
+    "pseudo_hard": {**TAUGHT, "teacher.pseudo.labels": "hard"},
+    "pseudo_min_prob": {**SOFT, "teacher.pseudo.min_prob": 0.3},
+    "pseudo_top_k": {**SOFT, "teacher.pseudo.top_k": 1},
+    "pseudo_margin": {**SOFT, "teacher.runs": ["teacher", "second"], "teacher.pseudo.margin": 0.5},
+    "pseudo_power": {**SOFT, "teacher.pseudo.power": 2.0},
+    "pseudo_trim": {**SOFT, "teacher.pseudo.trim": 0.1},
+    "pseudo_weight": {**SOFT, "teacher.pseudo.weight": 0.5, "teacher.pseudo.weighting": "confidence"},
+    "pseudo_sampling_prob": {**SOFT, "teacher.pseudo.sampling_prob": 0.25},
+    "pseudo_cool_down": {**SOFT, "teacher.pseudo.cool_down": 1},
+    "noisy_student": {**SOFT, "model.drop_rate": 0.5, "augment.add": [{"RandAugment": {"n": 2, "m": 10}}]},
+    "test_size": {"tta.size": 32},
 }  # fmt: skip
 
 # Shown elsewhere, by the test that is named: these are no settings of one training on this machine.
 ELSEWHERE = {
     "lr_find": "tests/pipeline/test_tricks_in_runs.py: test_the_lr_finder_leaves_no_trace_in_runs",
     "multi_gpu": "tests/training/test_loop.py: test_two_processes_train_one_model",
+    "repeated_folds": "tests/pipeline/test_rounds_run.py",
+    "several_seeds": "tests/pipeline/test_rounds_run.py",
+    "tta_auto": "tests/pipeline/test_views.py",
+    **dict.fromkeys(("blend_mean", "blend_gmean", "blend_rank_mean", "blend_simplex"), "tests/ensemble"),
+    **dict.fromkeys(("blend_greedy", "blend_stacking", "calibration", "fitted_decisions"), "tests/ensemble"),
 }
 
 # Refused from the start on this machine, and a part of the line that says so.
 REFUSED = {"fp16": "fp16 needs a GPU"}
 
 # Refused with a teacher's soft targets, accumulation and bf16, and a part of the line that says so.
-REFUSED_TOGETHER = {
-    "rgba": "the teacher sees images",
-    "random_crop": "the teacher sees images",
-    "resnet_b": "the teacher sees images",
-    "resnet_c": "the teacher sees images",
-    "resnet_d": "the teacher sees images",
-    "dilation": "the teacher sees images",
-    "progressive_resizing": "the teacher sees images",
-    "backbone": "the teacher sees images",
-}
+REFUSED_TOGETHER: dict[str, str] = {}
 
 
 def overrides(name: str) -> list[str]:
@@ -109,6 +125,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_model(make_spec(Model(backbone="test_efficientnet", pretrained=False), Input(size=24), task))
     save_file(model.backbone.state_dict(), root / "weights/backbone.safetensors")
     assert main(["-C", str(root), "train", CONFIG, "--run", "teacher"]) == 0
+    assert main(["-C", str(root), "train", CONFIG, "--run", "second", "train.seed=1", "train.epochs=1"]) == 0
     return root
 
 
@@ -171,7 +188,8 @@ def test_a_trick(name: str, project: Path, monkeypatch: pytest.MonkeyPatch, caps
             assert whole.read_bytes() == again.read_bytes(), file
 
     capsys.readouterr()
-    soft = ["teacher.runs=[teacher]", "teacher.distill=0.5"]
+    named = any(text.startswith("teacher.runs=") for text in settings)
+    soft = [*([] if named else ["teacher.runs=[teacher]"]), "teacher.distill.weight=0.5"]
     others = [
         "train.precision=bf16",
         *([] if "accumul" in name or name == "linear_scaling" else ["train.accumulate=2"]),

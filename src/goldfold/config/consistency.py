@@ -50,6 +50,7 @@ def tricks_fit(config: Config) -> None:
             "model.zero_init_last would undo pretrained weights; set model.pretrained to false, or leave it"
         )
     _idle_keys(config)
+    _teacher(config)
     if config.balance.rare_preset is not None and config.competition.task == "regression":
         raise ValueError("balance.rare_preset needs classes, and a regression has none")
     if config.train.prune.amount:
@@ -71,6 +72,8 @@ def _idle_keys(config: Config) -> None:
     _refuse_idle(balance, "balance", "beta", balance.loss_weights == "effective", "balance.loss_weights effective")
     _refuse_idle(balance, "balance", "rare_below", balance.rare_preset is not None, "balance.rare_preset")
     _refuse_idle(optim, "optim", "lr_batch", optim.lr_scaling != "none", "optim.lr_scaling")
+    for key in ("candidates", "max_views", "min_gain"):
+        _refuse_idle(config.tta, "tta", key, config.tta.views == "auto", "tta.views auto")
     # A phase may switch clipping on.
     _refuse_idle(optim, "optim", "clip_mode", optim.clip > 0 or bool(config.train.phases), "optim.clip above 0")
 
@@ -94,6 +97,73 @@ def _refuse_idle(section: Section, name: str, key: str, used: bool, needs: str) 
     default = type(section).model_fields[key].default
     if not used and getattr(section, key) != default:
         raise ValueError(f"{name}.{key} does nothing without {needs}; leave it out, or set that")
+
+
+def _teacher(config: Config) -> None:
+    """Pseudo-labels and distillation: which keys shape which form of them."""
+    teacher, pseudo, distill = config.teacher, config.teacher.pseudo, config.teacher.distill
+    on = pseudo.labels != "none"
+    for key in type(pseudo).model_fields:
+        if key != "labels":
+            _refuse_idle(pseudo, "teacher.pseudo", key, on, "teacher.pseudo.labels")
+    for key in ("power", "trim"):
+        _refuse_idle(pseudo, "teacher.pseudo", key, pseudo.labels == "soft", "teacher.pseudo.labels soft")
+    if on:
+        _pseudo_labels(config)
+    cross_fitted, online = distill.how == "cross_fitted", distill.how == "online"
+    _refuse_idle(distill, "teacher.distill", "temperature", distill.weight > 0, "teacher.distill.weight above 0")
+    used = distill.weight > 0 or distill.features > 0
+    _refuse_idle(distill, "teacher.distill", "how", used, "teacher.distill.weight above 0")
+    _refuse_idle(distill, "teacher.distill", "features", online, "teacher.distill.how online")
+    _refuse_idle(distill, "teacher.distill", "inner", cross_fitted, "teacher.distill.how cross_fitted")
+    _refuse_idle(teacher, "teacher", "leaky", bool(teacher.runs), "teacher.runs")
+    if cross_fitted and teacher.leaky:
+        raise ValueError(
+            "teacher.distill.how 'cross_fitted' trains teachers that never saw a row, and teacher.leaky is for those that "
+            "saw all; leave one out"
+        )
+    if distill.features and config.model.freeze.cache:
+        raise ValueError(
+            "teacher.distill.features needs the images, and model.freeze.cache trains on stored features; turn one off"
+        )
+    if distill.features and config.model.freeze.stages == "all" and not config.train.phases:
+        raise ValueError(
+            "teacher.distill.features moves the backbone, and model.freeze.stages 'all' fixes it; leave one out"
+        )
+    if online and config.input.normalise != "fixed" and not config.model.freeze.cache:
+        raise ValueError(
+            f"teacher.distill.how 'online' undoes the student's normalisation, and input.normalise "
+            f"'{config.input.normalise}' cannot be undone; set it to fixed, or how to stored"
+        )
+    if config.competition.task == "regression":
+        _refuse_classes(distill, "teacher.distill", "temperature")
+
+
+def _pseudo_labels(config: Config) -> None:
+    """Pseudo-labels are asked for: there are images for them, epochs with them, and confidences where those count."""
+    pseudo, competition, train = config.teacher.pseudo, config.competition, config.train
+    have = {"test": competition.test_csv is not None, "unlabelled": bool(competition.unlabelled)}
+    if not have.get(pseudo.images, any(have.values())):
+        needs = {"test": "competition.test_csv", "unlabelled": "competition.unlabelled"}
+        lacking = needs.get(pseudo.images, " or ".join(needs.values()))
+        raise ValueError(f"teacher.pseudo.images '{pseudo.images}' has no images to label; give {lacking}")
+    if pseudo.cool_down >= train.epochs:
+        raise ValueError(
+            f"teacher.pseudo.cool_down {pseudo.cool_down} leaves no epoch with pseudo-labels; make it less than "
+            f"train.epochs ({train.epochs})"
+        )
+    if pseudo.cool_down and train.early_stopping.patience:
+        raise ValueError("teacher.pseudo.cool_down needs the last epochs; set train.early_stopping.patience to 0")
+    if competition.task == "regression":
+        if pseudo.labels == "hard":
+            raise ValueError("teacher.pseudo.labels 'hard' needs classes, and a regression has none; set it to soft")
+        for key in ("min_prob", "power", "trim", "weighting"):
+            _refuse_classes(pseudo, "teacher.pseudo", key)
+
+
+def _refuse_classes(section: Section, name: str, key: str) -> None:
+    if getattr(section, key) != type(section).model_fields[key].default:
+        raise ValueError(f"{name}.{key} is for probabilities, and a regression has none; leave it out")
 
 
 def _arcface(config: Config) -> None:

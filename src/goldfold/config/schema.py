@@ -14,18 +14,21 @@ from goldfold.config.sections import (
     Augment,
     Balance,
     Competition,
+    Distill,
     Erase,
     External,
     Folds,
     Input,
     Mix,
     Name,
-    NotNegative,
+    Positive,
+    Pseudo,
     Section,
     Share,
     Teacher,
     Tracking,
     Tta,
+    Unlabelled,
 )
 from goldfold.config.training import (
     Auxiliary,
@@ -45,10 +48,10 @@ from goldfold.config.training import (
 )
 
 __all__ = [
-    "Augment", "Auxiliary", "Balance", "BlendMethod", "Competition", "Config", "DistillRound", "Ema", "EnsembleRound",
+    "Augment", "Auxiliary", "Balance", "BlendMethod", "CalibrationMethod", "Competition", "Config", "DecisionMethod", "Distill", "DistillRound", "Ema", "EnsembleRound",
     "Erase", "External", "Folds", "Freeze", "Head", "Input", "Loss", "Metadata", "Mix", "Model", "Optim", "Phase",
-    "Pipeline", "Prune", "PseudoLabelRound", "Round", "Schedule", "Section", "Soup", "SubmitRound", "Swa", "Teacher",
-    "Tracking", "Train", "TrainRound", "Tta",
+    "Pipeline", "Prune", "Pseudo", "PseudoLabelRound", "Round", "Schedule", "Section", "Soup", "SubmitRound", "Swa", "Teacher",
+    "Tracking", "Train", "TrainRound", "Tta", "Unlabelled",
 ]  # fmt: skip
 
 
@@ -83,7 +86,9 @@ class Config(Section):
         return self
 
 
-BlendMethod = Literal["mean", "gmean", "rank_mean", "simplex", "greedy"]
+BlendMethod = Literal["mean", "gmean", "rank_mean", "simplex", "greedy", "stacking"]
+CalibrationMethod = Literal["none", "temperature", "class_temperature"]
+DecisionMethod = Literal["fixed", "fitted"]
 
 
 class TrainRound(Section):
@@ -95,22 +100,22 @@ class TrainRound(Section):
     set: dict[str, Any] = Field(default_factory=dict, description="Dotted overrides of the experiment")
 
 
-class PseudoLabelRound(TrainRound):
-    """Trains a student on the labelled rows and on its teachers' labels of the test images."""
+class PseudoLabelRound(TrainRound, Pseudo):
+    """Trains a student on the labelled rows and on its teachers' labels of unlabelled images; keys of teacher.pseudo."""
 
     kind: Literal["pseudo_label"]  # type: ignore[assignment]
-    teachers: tuple[str, ...] = Field(min_length=1, description="Runs of earlier rounds")
-    labels: Literal["soft", "hard"] = Field("soft", description="Probabilities or the most likely class")
-    min_prob: Share = Field(0.0, description="Smallest confidence of an image that is taken")
-    weight: NotNegative = Field(1.0, description="Loss weight of a taken image")
+    teachers: tuple[str, ...] = Field(min_length=1, description="Runs or ensembles of earlier rounds")
+    labels: Literal["soft", "hard"] = Field("soft", description="Probabilities or the most likely class")  # type: ignore[assignment]
+    leaky: bool = Field(False, description="Teachers of all folds: OOF scores are inflated, and marked so")
 
 
-class DistillRound(TrainRound):
-    """Trains a student towards its teachers' probabilities on the training rows."""
+class DistillRound(TrainRound, Distill):
+    """Trains a student towards its teachers' probabilities on the training rows; keys of teacher.distill."""
 
     kind: Literal["distill"]  # type: ignore[assignment]
-    teachers: tuple[str, ...] = Field(min_length=1, description="Runs of earlier rounds")
-    weight: Share = Field(0.5, description="Share of the teachers' probabilities in the targets")
+    teachers: tuple[str, ...] = Field(min_length=1, description="Runs or ensembles of earlier rounds")
+    weight: Share = Field(0.5, description="Share of the teachers' loss; the rest is the labels' own")
+    leaky: bool = Field(False, description="Teachers of all folds: OOF scores are inflated, and marked so")
 
 
 class EnsembleRound(Section):
@@ -120,6 +125,17 @@ class EnsembleRound(Section):
     name: Name
     members: tuple[str, ...] = Field(min_length=1, description="Runs of earlier rounds")
     method: BlendMethod = Field("simplex", description="How members are blended")
+    bags: Positive | None = Field(None, description="Bags of greedy; null: 10 with 8 members or more, else 1")
+    calibration: CalibrationMethod = Field("none", description="Temperatures fitted to the blend's probabilities")
+    decisions: DecisionMethod = Field("fixed", description="fitted: thresholds, cut points or class multipliers")
+
+    @model_validator(mode="after")
+    def _bags_are_of_greedy(self) -> EnsembleRound:
+        if self.bags is not None and self.method != "greedy":
+            raise ValueError(f"bags are for method 'greedy', and would do nothing with '{self.method}'; remove them")
+        if (self.bags or 1) > 1 and len(self.members) < 4:
+            raise ValueError(f"bags hold half of the members, and of {len(self.members)} there is nothing to select")
+        return self
 
 
 class SubmitRound(Section):

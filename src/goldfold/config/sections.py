@@ -12,12 +12,14 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+Above = Annotated[float, Field(gt=0)]
 Scheme = Literal[
     "kfold", "stratified", "group", "stratified_group", "multilabel", "group_multilabel", "holdout", "column"
 ]
 SubmissionShape = Literal["auto", "label", "probability", "columns", "string"]
 Merge = Literal["mean", "gmean", "max"]
 Colour = Literal["rgb", "hls", "hsv", "luv", "xyz", "ycrcb", "lab", "yuv"]
+Views = Literal["flip", "flips", "d4", "five-crop", "ten-crop", "scales"]
 Preset = Literal["none", "flips", "light", "medium", "heavy", "medical", "satellite"]
 Transforms = tuple[dict[str, dict[str, Any] | None], ...]
 
@@ -32,6 +34,13 @@ class External(Section):
     csv: str = Field(description="Labelled rows, with the competition's id and target columns")
     image_path: str = Field(description="A pattern over that CSV's columns")
     weight: Annotated[float, Field(gt=0)] = Field(1.0, description="Loss weight of its rows; the competition's have 1")
+
+
+class Unlabelled(Section):
+    """Images without labels, for pseudo-labels beside the test images."""
+
+    csv: str = Field(description="Rows with the competition's id column")
+    image_path: str = Field(description="A pattern over that CSV's columns")
 
 
 class Competition(Section):
@@ -52,6 +61,7 @@ class Competition(Section):
     group: str | None = Field(None, description="A column whose values must not cross folds")
     classes: tuple[str, ...] | None = Field(None, description="The labels in order; null: found and sorted")
     external: tuple[External, ...] = Field((), description="Further labelled images, for training only")
+    unlabelled: tuple[Unlabelled, ...] = Field((), description="Further images without labels, for pseudo-labels")
     threshold: Share = Field(0.5, description="Decision threshold of binary and multilabel answers")
     separator: str = Field(" ", min_length=1, description="Between the labels of a multilabel column or submission")
     submission: SubmissionShape = Field(
@@ -155,29 +165,76 @@ class Balance(Section):
     rare_below: Share = Field(0.5, description="A class is rare below this share of the largest class's rows")
 
 
-class Teacher(Section):
-    """Finished runs whose fold-k models label images for fold k's student."""
+class Pseudo(Section):
+    """Labels that the fold's teachers give to unlabelled images (Lee 2013)."""
 
-    runs: tuple[str, ...] = Field((), description="Names of finished runs with the same folds")
-    test: Literal["none", "soft", "hard"] = Field("none", description="Pseudo-labels on test images")
-    min_prob: Share = Field(0.0, description="Take a test image only when its largest class probability reaches this")
-    test_weight: NotNegative = Field(1.0, description="Loss weight of a pseudo-labelled image")
-    distill: Share = Field(0.0, description="Share of the teacher's probabilities in the targets of training images")
+    labels: Literal["none", "soft", "hard"] = Field("none", description="Probabilities, or the most likely class")
+    images: Literal["all", "test", "unlabelled"] = Field(
+        "all", description="Both, the competition's test images, or its unlabelled ones"
+    )
+    min_prob: Share | dict[str, Share] = Field(
+        0.0, description="Smallest confidence of an image that is taken, or one a class"
+    )
+    top_k: Positive | None = Field(None, description="Most images a class, the surest first; null: all")
+    margin: NotNegative | None = Field(
+        None, description="Largest disagreement between the teachers' members; null: any"
+    )
+    power: Above = Field(1.0, description="Soft probabilities to this power, rows summing to 1 again; above 1 sharpens")
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.0, description="Soft probabilities below it become 0, those above 1 minus it become 1"
+    )
+    weight: Above = Field(1.0, description="Loss weight of a taken image")
+    weighting: Literal["equal", "confidence"] = Field(
+        "equal", description="confidence: times the probability of the likeliest class"
+    )
+    sampling_prob: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Share of an epoch's rows that are taken images; null: all of them, on top of the labelled"
+    )
+    cool_down: Annotated[int, Field(ge=0)] = Field(0, description="Last epochs without them")
+
+
+class Distill(Section):
+    """Training towards the probabilities of the fold's teachers (Hinton et al. 2015)."""
+
+    weight: Share = Field(0.0, description="Share of the teachers' loss; the rest is the labels' own")
+    how: Literal["stored", "online", "cross_fitted"] = Field(
+        "stored", description="Probabilities averaged over views, of the batch as augmented, or of inner folds"
+    )
+    temperature: Above = Field(1.0, description="Softens both sides; the loss is scaled by its square")
+    features: NotNegative = Field(0.0, description="Weight of matching the teacher's pooled features; online only")
+    inner: Annotated[int, Field(ge=2)] = Field(3, description="Inner folds of cross_fitted")
+
+
+class Teacher(Section):
+    """Finished runs and ensembles whose fold-k members label images for fold k's student."""
+
+    runs: tuple[str, ...] = Field((), description="Names of finished runs or ensembles with the same folds")
+    leaky: bool = Field(
+        False, description="Teachers of all folds label for every student: OOF scores are inflated and marked so"
+    )
+    pseudo: Pseudo = Pseudo()
+    distill: Distill = Distill()
 
     @model_validator(mode="after")
     def _is_used(self) -> Teacher:
-        if bool(self.runs) != (self.test != "none" or self.distill > 0):
-            raise ValueError("teacher.runs needs teacher.test or teacher.distill, and they need teacher.runs")
+        if bool(self.runs) != (self.pseudo.labels != "none" or self.distill.weight > 0 or self.distill.features > 0):
+            raise ValueError(
+                "teacher.runs needs teacher.pseudo.labels or teacher.distill.weight, and they need teacher.runs"
+            )
         return self
 
 
 class Tta(Section):
     """Views of each image at prediction."""
 
-    views: Literal["none", "hflip", "flips", "d4"] | tuple[dict[str, dict[str, Any] | None], ...] = Field(
-        "hflip", description="A preset, or ttach's transforms by name with arguments"
+    views: Literal["none", Views, "auto"] | Transforms = Field(
+        "flip", description="A preset, ttach's transforms by name with arguments, or chosen on out-of-fold rows (auto)"
     )
     merge: Merge = Field("mean", description="How the views' probabilities meet")
+    size: Positive | None = Field(None, description="Side of the images at prediction, in pixels; null: input.size")
+    candidates: Views | Transforms = Field("d4", description="What auto chooses from, beside the picture as it is")
+    max_views: Positive = Field(8, description="Most views that auto takes")
+    min_gain: NotNegative = Field(1e-6, description="Smallest gain in the metric for which auto takes a view")
     batch_size: Positive = Field(128, description="Images a batch at prediction")
 
 

@@ -6,10 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from goldfold.config.sections import NotNegative, Positive, Section, Share
+from goldfold.config.sections import Above, NotNegative, Positive, Section, Share
 from goldfold.tasks import TaskName
 
-Above = Annotated[float, Field(gt=0)]
 Activation = Literal["relu", "leaky_relu", "prelu", "elu", "silu", "gelu"]
 Stages = Annotated[int, Field()] | Literal["all"]
 
@@ -36,7 +35,7 @@ class Freeze(Section):
     )
     batch_norm: bool = Field(False, description="Batch-norm statistics and scales stay in every layer")
     cache: bool = Field(False, description="Run the frozen stages once over cache_views, train the rest from the store")
-    cache_views: Literal["none", "hflip", "flips", "d4"] = Field(
+    cache_views: Literal["none", "flip", "flips", "d4"] = Field(
         "flips", description="Views of each image in that store; an epoch draws one an image"
     )
 

@@ -1,13 +1,19 @@
 """What a fold trains on: labelled rows, teachers' rows, their order and their batches."""
 
+from goldfold.data.draw import counted_rows, draw_rows
 from goldfold.data.examples import (
+    EXTERNAL,
+    LABELLED,
+    PSEUDO,
     Examples,
     JoinedImages,
     LeakError,
     add_external,
     add_soft_labels,
-    blend_soft_labels,
+    add_teacher,
     labelled,
+    parts_of,
+    refuse_leak,
     rows_of,
 )
 from goldfold.data.loaders import (
@@ -21,6 +27,9 @@ from goldfold.data.loaders import (
 )
 
 __all__ = [
+    "EXTERNAL",
+    "LABELLED",
+    "PSEUDO",
     "Batches",
     "EpochOrder",
     "Examples",
@@ -31,9 +40,13 @@ __all__ = [
     "TrainBatch",
     "add_external",
     "add_soft_labels",
-    "blend_soft_labels",
+    "add_teacher",
+    "counted_rows",
+    "draw_rows",
     "labelled",
+    "parts_of",
     "plain_loader",
+    "refuse_leak",
     "rows_of",
     "train_loader",
 ]

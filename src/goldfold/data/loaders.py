@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from goldfold.augment import Augmenter, centre
 from goldfold.data.examples import Examples
 from goldfold.errors import GoldfoldError
-from goldfold.features import Features
+from goldfold.features import Features, JoinedFeatures
 from goldfold.images import Images
 from goldfold.images.colour import PLAIN, InputColours
 from goldfold.records import Ints
@@ -31,6 +31,7 @@ class TrainBatch(NamedTuple):
     """``pixels`` (B, S, S, C) uint8, or (3B, ...) with AugMix's views; or stored features (B, ...) float16.
 
     ``targets`` (B, C), ``weights`` (B,), ``metadata`` (B, M), ``auxiliary`` (B, A), ``auxiliary_weights`` (B, K).
+    ``teacher`` (B, C): probabilities to distil from, (B, 0) where none are stored; ``teacher_weights`` (B,).
     """
 
     pixels: Tensor
@@ -39,6 +40,8 @@ class TrainBatch(NamedTuple):
     metadata: Tensor
     auxiliary: Tensor
     auxiliary_weights: Tensor
+    teacher: Tensor
+    teacher_weights: Tensor
 
     def to(self, device: torch.device) -> TrainBatch:
         return TrainBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
@@ -69,7 +72,10 @@ class Batches(Generic[B]):
 
 
 class PixelBatches(Dataset[TrainBatch | GoldfoldError]):
-    """Augmented pixels, made whole from a Request. ``rare`` (N,) rows have an augmentation of their own."""
+    """Augmented pixels, made whole from a Request. ``rare`` (N,) rows have an augmentation of their own.
+
+    Raises ValueError for teachers' probabilities of several views, which belong to stored features.
+    """
 
     def __init__(
         self,
@@ -78,6 +84,8 @@ class PixelBatches(Dataset[TrainBatch | GoldfoldError]):
         rare: npt.NDArray[np.bool_] | None = None,
         rare_augment: Augmenter | None = None,
     ) -> None:
+        if examples.teacher.shape[1] > 1:
+            raise ValueError(f"{examples.teacher.shape[1]} views of a teacher for images that are augmented by chance")
         self.examples, self.augment, self.rare, self.rare_augment = examples, augment, rare, rare_augment
 
     def __getitems__(self, request: Request) -> TrainBatch | GoldfoldError:
@@ -95,21 +103,40 @@ class PixelBatches(Dataset[TrainBatch | GoldfoldError]):
 
 
 class FeatureBatches(Dataset[TrainBatch | GoldfoldError]):
-    """Stored features of the frozen trunk: of each row one view, drawn by the batch's seed."""
+    """Stored features of the frozen trunk: of each row one view, drawn by the batch's seed.
 
-    def __init__(self, examples: Examples, features: Features) -> None:
+    Raises ValueError unless the teachers speak of each stored view, or of the image as such.
+    """
+
+    def __init__(self, examples: Examples, features: Features | JoinedFeatures) -> None:
+        spoken = examples.teacher.shape[1]
+        if spoken > 1 and spoken != features.n_views:
+            raise ValueError(f"{spoken} views of a teacher for {features.n_views} stored views of each image")
         self.examples, self.features = examples, features
 
     def __getitems__(self, request: Request) -> TrainBatch | GoldfoldError:
         rng = np.random.default_rng(derive_seed(request.seed, VIEW))
         views = rng.integers(self.features.n_views, size=len(request.rows))
         stored = self.features.read(self.examples.rows[request.rows], views)
-        return _batch(stored, self.examples, request.rows)
+        return _batch(stored, self.examples, request.rows, views)
 
 
-def _batch(pixels: npt.NDArray[Any], examples: Examples, rows: Ints) -> TrainBatch:
-    parts = (examples.targets, examples.weights, examples.metadata, examples.auxiliary, examples.auxiliary_weights)
-    return TrainBatch(torch.from_numpy(pixels), *(torch.from_numpy(part[rows]) for part in parts))
+def _batch(pixels: npt.NDArray[Any], examples: Examples, rows: Ints, views: Ints | None = None) -> TrainBatch:
+    teacher = examples.teacher[rows]
+    if teacher.shape[1] > 1 and views is not None:
+        teacher = teacher[np.arange(len(rows)), views]  # what the teacher said of the very view
+    else:
+        teacher = teacher[:, 0] if teacher.shape[1] else teacher.reshape(len(rows), 0)
+    return TrainBatch(
+        pixels=torch.from_numpy(pixels),
+        targets=torch.from_numpy(examples.targets[rows]),
+        weights=torch.from_numpy(examples.weights[rows]),
+        metadata=torch.from_numpy(examples.metadata[rows]),
+        auxiliary=torch.from_numpy(examples.auxiliary[rows]),
+        auxiliary_weights=torch.from_numpy(examples.auxiliary_weights[rows]),
+        teacher=torch.from_numpy(teacher),
+        teacher_weights=torch.from_numpy(examples.teacher_weights[rows]),
+    )
 
 
 class EpochOrder(Sampler[Request]):

@@ -12,13 +12,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
+from sklearn.model_selection import train_test_split
 
+from goldfold import files
 from goldfold.demo.layout import lay_out, link_or_copy, shuffled_ids, write_tables
 from goldfold.errors import BadInput, some
 from goldfold.progress import progress, say
 
 LAYOUT = 1
 """Raised when the files that this room writes change."""
+FEW_SHARE = 0.1
 PUBLISHED_ACCURACY = {"CNN, VGG-19": 0.8842, "SVM": 0.8244}
 """Deitsch et al. 2019 (Solar Energy 185), on a 75/25 split of their own, at 300 pixels."""
 
@@ -57,6 +60,28 @@ def prepare_elpv(root: Path, seed: int) -> Path:
         )
 
     return lay_out(root / "data" / "elpv", source, build)
+
+
+def prepare_few(root: Path, seed: int) -> Path:
+    """A tenth of ELPV's labels, under ``root/data/elpv-few``; returns that folder. The images stay in data/elpv/images.
+
+    train.csv is a tenth of ELPV's, stratified by grade x cell type; unlabelled.csv holds the ids of the other nine tenths;
+    the test set with its hidden labels is the same. Raises BadInput as ``prepare_elpv`` does.
+    """
+    whole = prepare_elpv(root, seed)
+
+    def build(folder: Path) -> None:
+        rows = pd.read_csv(whole / "train.csv", dtype=str)
+        together = rows["grade"] + "|" + rows["cell_type"]
+        rest, few = train_test_split(rows, test_size=FEW_SHARE, stratify=together, random_state=seed)
+        say(f"ELPV: labels of {len(few)} photographs, {len(rest)} without")
+        files.write_csv(folder / "train.csv", few.sort_values("id"))
+        files.write_csv(folder / "unlabelled.csv", rest.sort_values("id")[["id", "cell_type"]])
+        for table in ("test.csv", "sample_submission.csv", "solution.csv"):
+            link_or_copy(whole / table, folder / table)
+
+    source = {"layout": LAYOUT, "package": f"elpv-dataset {_version()}", "seed": seed, "share": FEW_SHARE}
+    return lay_out(root / "data" / "elpv-few", source, build)
 
 
 def _package() -> Path:

@@ -13,9 +13,11 @@ from PIL import Image
 
 from goldfold import files
 from goldfold.config import Config
+from goldfold.config.schema import SubmitRound
 from goldfold.demo.elpv import PUBLISHED_ACCURACY
 from goldfold.paths import Workspace
 from goldfold.pipeline.competition import CompetitionData, load_competition
+from goldfold.pipeline.lineage import named
 from goldfold.pipeline.run import Outcome
 from goldfold.progress import warn
 from goldfold.records import Floats, Predictions
@@ -104,46 +106,58 @@ def draw_result(
         source = [*outcome.runs, *outcome.ensembles][-1]
         positive = _positive(competition)
         shelves = _shelves(competition, _test_predictions(source, outcome, workspace), data / "solution.csv", positive)
-        _draw_sheet(figure, competition, shelves, source, positive)
+        made = {**outcome.runs, **outcome.ensembles}[source]
+        _draw_sheet(figure, competition, shelves, named(source, bool(made.get("leaky"))), positive)
     width = 14 * DPI if photographs else 7 * DPI
     files.write_atomic(path, lambda temporary: _save(figure, temporary, width))
     return True
 
 
 def score_rows(outcome: Outcome, private: Mapping[str, Mapping[str, float | None]]) -> list[Scores]:
-    """What the score panel shows: members first, then ensembles, whose folds are the cross-fitted ones."""
-    weights = {m["name"]: m["weight"] for record in outcome.ensembles.values() for m in record["members"]}
-    rows = []
-    for name, cv in outcome.runs.items():
-        metric = cv["metric"]
-        folds = _numbers(fold[metric] for fold in cv["folds"])
-        rows.append(
-            Scores(
-                name,
-                f"weight {weights[name]:.2f}" if name in weights else "",
-                folds,
-                cv["mean"],
-                cv["std"],
-                cv["oof"][metric],
-                private=private.get(name, {}),
-            )
-        )
-    for name, record in outcome.ensembles.items():
-        honest = record["cross_fitted"] or record["cv"]
-        folds = _numbers(fold["score"] for fold in honest["folds"])
-        rows.append(
-            Scores(
-                name,
-                f"ensemble ({record['method']})",
-                folds,
-                float(np.mean(folds)) if folds else None,
-                honest["std"],
-                record["cv"]["score"],
-                (record["cross_fitted"] or {}).get("score"),
-                private.get(name, {}),
-            )
-        )
-    return rows
+    """What the score panel shows, in the order of the rounds; an ensemble's folds are the cross-fitted ones.
+
+    A run's weight is that in the last ensemble that it is a member of.
+    """
+    several = len(outcome.ensembles) > 1
+    weights = {
+        member["name"]: f"weight {member['weight']:.2f}" + (f" in {ensemble}" if several else "")
+        for ensemble, record in outcome.ensembles.items()
+        for member in record["members"]
+    }
+    rows = {name: _run_scores(name, cv, weights.get(name, ""), private) for name, cv in outcome.runs.items()}
+    rows |= {name: _ensemble_scores(name, record, private) for name, record in outcome.ensembles.items()}
+    order = [item.name for item in outcome.rounds if item.name in rows and not isinstance(item.step, SubmitRound)]
+    return [rows[name] for name in dict.fromkeys([*order, *rows])]
+
+
+def _run_scores(
+    name: str, cv: Mapping[str, Any], note: str, private: Mapping[str, Mapping[str, float | None]]
+) -> Scores:
+    metric = cv["metric"]
+    return Scores(
+        named(name, bool(cv.get("leaky"))),
+        note,
+        _numbers(fold[metric] for fold in cv["folds"]),
+        cv["mean"],
+        cv["std"],
+        cv["oof"][metric],
+        private=private.get(name, {}),
+    )
+
+
+def _ensemble_scores(name: str, record: Mapping[str, Any], private: Mapping[str, Mapping[str, float | None]]) -> Scores:
+    honest = record["cross_fitted"] or record["cv"]
+    folds = _numbers(fold["score"] for fold in honest["folds"])
+    return Scores(
+        named(name, bool(record.get("leaky"))),
+        f"ensemble ({record['method']})",
+        folds,
+        float(np.mean(folds)) if folds else None,
+        honest["std"],
+        record["cv"]["score"],
+        (record["cross_fitted"] or {}).get("score"),
+        private.get(name, {}),
+    )
 
 
 def choose_tiles(task: Task, predictions: Predictions, targets: Floats, positive: str, count: int) -> list[Shelf]:

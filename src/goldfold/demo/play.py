@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import resource
+import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from goldfold.config import Config
 from goldfold.demo.digits import prepare_digits
-from goldfold.demo.elpv import prepare_elpv
+from goldfold.demo.elpv import prepare_elpv, prepare_few
 from goldfold.demo.picture import draw_result
 from goldfold.demo.weights import convert_lite
 from goldfold.paths import Workspace, shipped_configs
-from goldfold.pipeline.report import summary
-from goldfold.pipeline.run import plan_pipeline, run_pipeline, score, submit
+from goldfold.pipeline.graph import plan_pipeline
+from goldfold.pipeline.label_report import score_labels
+from goldfold.pipeline.rounds_report import compare_rounds, rounds_text, write_rounds
+from goldfold.pipeline.run import run_pipeline
+from goldfold.pipeline.submitting import score, submit
 from goldfold.progress import say, warn
 
 PUBLISHED = (
@@ -23,9 +28,16 @@ PUBLISHED = (
     "accuracy 0.8842 (CNN, VGG-19 at 300 px), 0.8244 (SVM)."
 )
 
+Demo = Literal["elpv", "elpv-few", "digits"]
+PREPARE: dict[Demo, Callable[[Path, int], Path]] = {
+    "elpv": prepare_elpv,
+    "elpv-few": prepare_few,
+    "digits": prepare_digits,
+}
+
 
 def run_demo(
-    workspace: Workspace, *, tiny: bool, prepare_only: bool, photographs: bool, overrides: Sequence[str]
+    workspace: Workspace, name: Demo, *, prepare_only: bool, photographs: bool, overrides: Sequence[str]
 ) -> str:
     """Lay out the data, run ``configs/<name>/pipeline.yaml``, score what it submits; returns the report.
 
@@ -33,12 +45,13 @@ def run_demo(
     Raises BadInput when a package of the demo is missing.
     """
     started = time.monotonic()
-    name = "digits" if tiny else "elpv"
+    if name == "elpv-few":
+        _configs(workspace.root, "elpv")  # which it extends
     pipeline = _configs(workspace.root, name) / "pipeline.yaml"
-    configs = plan_pipeline(pipeline, overrides)[1]
+    configs = plan_pipeline(pipeline, overrides, workspace)[1]
     seed = next(iter(configs.values())).folds.seed
-    data = prepare_digits(workspace.root, seed) if tiny else prepare_elpv(workspace.root, seed)
-    if not tiny:
+    data = PREPARE[name](workspace.root, seed)
+    if name != "digits":
         for variant in (0, 1):
             convert_lite(variant, workspace.root / "weights")
     if prepare_only:
@@ -46,32 +59,37 @@ def run_demo(
 
     outcome = run_pipeline(pipeline, workspace, overrides)
     submissions = dict(outcome.submissions)
-    for run in outcome.runs:
-        # Each member's own submission, to set beside the ensemble's.
-        submissions.setdefault(run, submit(run, workspace, workspace.submission(run)))
+    for made in (*outcome.runs, *outcome.ensembles):
+        # Each round's own submission, to set beside the last one's.
+        if made not in submissions:
+            submissions[made] = submit(made, workspace, workspace.submission(made))
     config: Config = next(iter(configs.values()))
-    private = {made: score(path, data / "solution.csv", config, workspace) for made, path in submissions.items()}
+    private = {name: score(path, data / "solution.csv", config, workspace) for name, path in submissions.items()}
+    labels = [
+        found.line(task) for task, found in score_labels(list(outcome.runs), data / "solution.csv", config, workspace)
+    ]
+    table = compare_rounds(outcome, workspace)
+    command = shlex.join(["goldfold", "run", str(pipeline), *overrides])
     minutes = (time.monotonic() - started) / 60
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    made = [workspace.run(run).folder for run in outcome.runs]
-    made += [workspace.ensemble(ensemble) for ensemble in outcome.ensembles]
-    made += outcome.submissions.values()
+    written = [workspace.run(run).folder for run in outcome.runs]
+    written += [workspace.ensemble(ensemble) for ensemble in outcome.ensembles]
+    written += [*outcome.submissions.values(), write_rounds(table, workspace, command)]
     picture = workspace.submission(name).with_suffix(".png")
     try:
-        made += [picture] if draw_result(outcome, private, workspace, data, picture, photographs) else []
+        written += [picture] if draw_result(outcome, private, workspace, data, picture, photographs) else []
     except Exception as error:  # an extra: the scores come without it
         warn(f"{picture.name} could not be drawn ({type(error).__name__}: {error})")
     return "\n".join(
         [
             "",
-            summary(outcome, private),
-            "",
-            "over folds: mean ± standard deviation. OOF: all out-of-fold rows together. cross-fitted: each fold blended",
-            "with weights fitted on the other folds. private: the submission against the held-back labels.",
-            *([] if tiny else [PUBLISHED]),
+            rounds_text(table, private),
+            "private: the submission against the held-back labels.",
+            *labels,
+            *([PUBLISHED] if name == "elpv" else []),
             f"{minutes:.1f} minutes, peak memory {memory:.1f} GB",
             "",
-            *[f"wrote {path}" for path in made],
+            *[f"wrote {path}" for path in written],
         ]
     )
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from goldfold.ensemble.blend import CrossFit, apply, check_method, cross_fit, fit
-from goldfold.ensemble.stage import Member, align, load_member, make_ensemble
+from goldfold.ensemble.blend import Blend, check_method, fit
+from goldfold.ensemble.calibration import Calibration, check_calibration
+from goldfold.ensemble.crossfit import CrossFit, cross_fit
+from goldfold.ensemble.decisions import check_decisions
+from goldfold.ensemble.load import Member, align, load_blend, load_calibration, load_decisions, load_member
+from goldfold.ensemble.stage import make_ensemble
 
-__all__ = ["CrossFit", "Member", "align", "apply", "check_method", "cross_fit", "fit", "load_member", "make_ensemble"]
+__all__ = [
+    "Blend", "Calibration", "CrossFit", "Member", "align", "check_calibration", "check_decisions", "check_method",
+    "cross_fit", "fit", "load_blend", "load_calibration", "load_decisions", "load_member", "make_ensemble",
+]  # fmt: skip

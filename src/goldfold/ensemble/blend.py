@@ -1,60 +1,142 @@
-"""Ways to blend members' predictions, as pure functions of aligned (N, C) arrays.
+"""Ways to blend members' predictions, and ``Blend``: a fitted one, which can be stored and applied to other rows.
 
-| method | blend | weights |
+| method | blend | fitted |
 |---|---|---|
-| ``mean`` | arithmetic mean | equal |
-| ``gmean`` | geometric mean | equal |
-| ``rank_mean`` | mean of each column's ranks | equal |
-| ``simplex`` | weighted mean | direct search on the simplex |
-| ``greedy`` | weighted mean | selection with replacement (Caruana et al., 2004) |
+| ``mean`` | arithmetic mean | nothing: equal weights |
+| ``gmean`` | geometric mean | nothing: equal weights |
+| ``rank_mean`` | mean of each column's ranks | nothing: equal weights |
+| ``simplex`` | weighted mean | weights on the simplex, for the metric (``simplex.py``) |
+| ``greedy`` | weighted mean | selection with replacement and bagging (Caruana et al., 2004; ``greedy.py``) |
+| ``stacking`` | logistic or ridge regression on the members | coefficients (``stacking.py``) |
 
-A member has one weight for all its classes, so a row of probabilities stays a row of probabilities.
+All but stacking give a member one weight for all its classes, so a row of probabilities stays a row of probabilities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 from scipy.stats import rankdata
 
 from goldfold.config.schema import BlendMethod
-from goldfold.errors import BadInput
-from goldfold.metrics import Metric, score
-from goldfold.progress import progress, warn
+from goldfold.ensemble import stacking
+from goldfold.ensemble.greedy import fit_greedy
+from goldfold.ensemble.rows import Stack
+from goldfold.ensemble.simplex import fit_simplex
+from goldfold.errors import BadInput, some
+from goldfold.metrics import Metric
+from goldfold.progress import warn
 from goldfold.records import Floats, Ints
 from goldfold.tasks import Task
 
 Weights = npt.NDArray[np.float64]
-Quality = Callable[[Floats], float]
-"""Values → a number, larger is better; -inf where the metric is undefined."""
+Doubles = npt.NDArray[np.float64]
 
 EPS = 1e-7
-PICKS = 25
-STEPS = (0.25, 0.1, 0.05, 0.02, 0.01)
-SWEEPS = 20
-# A gain below the rounding error of a metric is a tie.
-SMALLEST_GAIN = 1e-9
 NEEDS_CALIBRATION = ("log_loss", "brier", "top5")
 
 
 @dataclass(frozen=True, eq=False)
-class CrossFit:
-    """What ``cross_fit`` found.
+class Blend:
+    """A fitted blend of ``members`` (their names, in the order in which values are given).
 
-    ``weights`` (M,), ``plain`` (N, C) and ``plain_score``: fitted, applied and scored on all rows. ``values`` (N, C) and
-    ``score``: each fold predicted with weights that have not seen its labels; None with a single fold.
-    ``fold_weights``: fold → the weights (M,) used on it. A score is nan where the metric is undefined.
+    ``weights`` (M,): not negative, summing to 1. For stacking they only tell: each member's share of the absolute
+    coefficients. ``coefficients`` and ``intercept`` belong to stacking alone (``stacking.Fitted`` has their shapes).
+    Raises BadInput when the parts do not belong together.
     """
 
+    method: BlendMethod
+    members: tuple[str, ...]
     weights: Weights
-    plain: Floats
-    plain_score: float
-    values: Floats | None = None
-    score: float | None = None
-    fold_weights: dict[int, Weights] = field(default_factory=dict)
+    coefficients: Doubles | None = None
+    intercept: Doubles | None = None
+
+    def __post_init__(self) -> None:
+        _check_names(self.members)
+        if self.weights.shape != (len(self.members),):
+            raise BadInput("ensemble", f"weights of shape {self.weights.shape} for {len(self.members)} members")
+        # Written so that NaN is refused too.
+        if not ((self.weights >= 0).all() and abs(self.weights.sum() - 1) < 1e-6):
+            raise BadInput("ensemble", f"weights that sum to {self.weights.sum():g}, or are negative")
+        if (self.method == "stacking") != (self.coefficients is not None) or (
+            (self.coefficients is None) != (self.intercept is None)
+        ):
+            raise BadInput("ensemble", "stacking, and no other method, has coefficients and an intercept")
+
+    @property
+    def linear(self) -> bool:
+        """Whether the blend is a weighted arithmetic mean of its members."""
+        return self.method in ("mean", "simplex", "greedy")
+
+    def apply(self, values: Sequence[Floats], task: Task) -> Floats:
+        """The blend (N, C) float32 of ``values``, M arrays (N, C) in the order of ``members``.
+
+        ``gmean`` clips probabilities at 1e-7 from below, so that one member's zero is no veto. ``rank_mean`` replaces
+        each column by its ranks among the given rows, (rank - 0.5) / N with ties averaged; its answers therefore
+        depend on which rows are blended together. Rows are renormalised where they must sum to 1. Raises BadInput for
+        values that do not match the members.
+        """
+        _refuse(self.method, task)
+        if len(values) != len(self.members):
+            raise BadInput("ensemble", f"values of {len(values)} members for a blend of {len(self.members)}")
+        check_shapes(values, (len(values[0]), len(task.classes)))
+        # By name, so that the last bit does not depend on the order in which members are listed.
+        order = by_name(self.members)
+        values, weights = [values[number] for number in order], self.weights[order]
+        if self.coefficients is not None and self.intercept is not None:
+            fitted = stacking.Fitted(self.coefficients[:, order], self.intercept)
+            return task.normalise(stacking.predict(fitted, values, task))
+        total = np.zeros(values[0].shape, dtype=np.float64)
+        # One member after the other: a matrix product would sum in an order that depends on the number of threads.
+        for weight, member in zip(weights, values, strict=True):
+            if weight == 0:
+                continue
+            if self.method == "gmean":
+                clipped = np.maximum(member.astype(np.float64), EPS)
+                total += weight * np.log(clipped)
+                if task.activation == "sigmoid":  # the other side of a yes or no has a mean of its own
+                    total -= weight * np.log(np.maximum(1 - clipped, EPS))
+            elif self.method == "rank_mean":
+                total += weight * ((rankdata(member, method="average", axis=0) - 0.5) / max(len(member), 1))
+            else:
+                total += weight * member
+        if self.method == "gmean":
+            total = expit(total) if task.activation == "sigmoid" else np.exp(total)
+        return task.normalise(total)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; ``from_dict`` gives the same blend, bit for bit."""
+        return {
+            "method": self.method,
+            "members": list(self.members),
+            "weights": self.weights.tolist(),
+            "coefficients": None if self.coefficients is None else self.coefficients.tolist(),
+            "intercept": None if self.intercept is None else self.intercept.tolist(),
+        }
+
+    @staticmethod
+    def from_dict(record: dict[str, Any], where: object = "ensemble.json") -> Blend:
+        """The blend of ``to_dict``. Raises BadInput when the record is not one."""
+        try:
+            method = record["method"]
+            if method not in get_args(BlendMethod):
+                raise BadInput(where, f"unknown blend method '{method}'")
+            parts = [record[name] for name in ("weights", "coefficients", "intercept")]
+            weights, coefficients, intercept = (
+                None if part is None else np.array(part, dtype=np.float64) for part in parts
+            )
+            if weights is None:
+                raise BadInput(where, "a blend without weights")
+            return Blend(method, tuple(record["members"]), weights, coefficients, intercept)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(
+                where, f"not a stored blend ({type(error).__name__}: {error})", "delete it and run again"
+            ) from None
 
 
 def check_method(method: BlendMethod, task: Task, metric: Metric) -> None:
@@ -70,103 +152,72 @@ def check_method(method: BlendMethod, task: Task, metric: Metric) -> None:
         warn(f"rank_mean keeps only the order of images, but '{metric.name}' needs calibrated probabilities")
 
 
-def fit(method: BlendMethod, members: Sequence[Floats], targets: Floats, task: Task, metric: Metric) -> Weights:
-    """The weights (M,) of ``members``, M arrays (N, C), for ``targets`` (N, C): not negative, summing to 1.
+def fit(
+    method: BlendMethod,
+    names: Sequence[str],
+    members: Sequence[Floats],
+    targets: Floats,
+    task: Task,
+    metric: Metric,
+    seed: int = 0,
+    bags: int | None = None,
+) -> Blend:
+    """The blend of ``members``, M arrays (N, C) float32 called ``names``, that is best for ``targets`` (N, C).
 
-    ``mean``, ``gmean`` and ``rank_mean`` weigh members equally. ``greedy`` is ensemble selection with replacement
-    (Caruana, Niculescu-Mizil, Crew and Ksikes, ICML 2004): from the best member on, up to 25 times add the member that
-    helps most (or hurts least), then keep the best prefix; ties go to the earlier member and to the shorter prefix.
-
-    ``simplex`` is a direct (compass) search, which needs no gradient and so works for any metric: from equal weights and
-    from the best single member, move mass between pairs of members in steps of 0.25, 0.1, 0.05, 0.02 and 0.01, and
-    accept improvements only. It is deterministic. On a tie nothing moves and equal weights win, so a metric that cannot
-    tell members apart leaves them equal.
-
-    Where the metric is undefined (nan) for every candidate, weights stay equal. Raises BadInput for arrays that do not
-    match, or a method that does not suit the task.
+    ``mean``, ``gmean`` and ``rank_mean`` weigh members equally; ``simplex.fit_simplex``, ``greedy.fit_greedy`` and
+    ``stacking.fit_stacking`` say what the others do. The order of members or of rows changes nothing, to the last bit;
+    ``seed`` chooses the bags of ``greedy`` and the rows that searches and stacking look at when there are very many;
+    ``bags``: how many ``greedy`` draws (None: as ``fit_greedy`` chooses).
+    A metric that is undefined (nan) for every candidate leaves the weights of ``simplex`` and ``greedy`` equal. Raises
+    BadInput for arrays that do not match, names that are not unique, or a method that does not suit the task.
     """
+    return fit_rows(method, names, stack(names, members, targets, seed), task, metric, bags=bags)
+
+
+def stack(names: Sequence[str], members: Sequence[Floats], targets: Floats, seed: int) -> Stack:
+    """The members side by side, by name. Raises BadInput for arrays that do not match or names that are not unique."""
+    _check_names(names)
+    if len(names) != len(members):
+        raise BadInput("ensemble", f"{len(names)} names for {len(members)} members")
+    check_shapes(members, targets.shape)
+    return Stack.of([members[number] for number in by_name(names)], targets, seed)
+
+
+def fit_rows(
+    method: BlendMethod,
+    names: Sequence[str],
+    stacked: Stack,
+    task: Task,
+    metric: Metric,
+    rows: Ints | None = None,
+    bags: int | None = None,
+) -> Blend:
+    """``fit`` on some ``rows`` of a ``stack`` of the members called ``names`` (default: all); sees no other row."""
     _refuse(method, task)
-    _check_shapes(members, targets.shape)
-    count = len(members)
-    if count == 1 or method in ("mean", "gmean", "rank_mean"):
-        return np.full(count, 1 / count)
-
-    def quality(values: Floats) -> float:
-        value = score(metric, task, targets, values)
-        if np.isnan(value):
-            return -np.inf
-        return value if metric.greater_is_better else -value
-
-    singles = [quality(member) for member in members]
-    return _greedy(members, quality, singles) if method == "greedy" else _simplex(members, quality, singles)
-
-
-def apply(method: BlendMethod, members: Sequence[Floats], weights: Weights, task: Task) -> Floats:
-    """The blend (N, C) float32 of ``members``, M arrays (N, C), under ``weights`` (M,).
-
-    ``gmean`` clips probabilities at 1e-7 from below, so that one member's zero is no veto. ``rank_mean`` replaces each
-    column by its ranks among the given rows, (rank - 0.5) / N with ties averaged; its answers therefore depend on
-    which rows are blended together. Rows are renormalised where they must sum to 1.
-    """
-    _refuse(method, task)
-    _check_shapes(members, members[0].shape if members else (0, 0))
-    if weights.shape != (len(members),):
-        raise BadInput("ensemble", f"weights of shape {weights.shape} for {len(members)} members")
-    total = np.zeros(members[0].shape, dtype=np.float64)
-    # One member after the other: a matrix product would sum in an order that depends on the number of threads.
-    for weight, member in zip(weights, members, strict=True):
-        if weight == 0:
-            continue
-        if method == "gmean":
-            total += weight * np.log(np.maximum(member.astype(np.float64), EPS))
-        elif method == "rank_mean":
-            total += weight * ((rankdata(member, method="average", axis=0) - 0.5) / max(len(member), 1))
-        else:
-            total += weight * member
-    return task.normalise(np.exp(total) if method == "gmean" else total)
+    given = stacked.ordered(rows)
+    count = len(names)
+    fitted: stacking.Fitted | None = None
+    weights = np.full(count, 1 / count)
+    if method == "stacking":
+        fitted = stacking.fit_stacking(stacked, given, task)
+        weights = stacking.shares(fitted)
+    elif count > 1 and len(given) and method == "simplex":
+        weights = fit_simplex(stacked, given, task, metric)
+    elif count > 1 and len(given) and method == "greedy":
+        weights = fit_greedy(stacked, given, task, metric, bags)
+    back = np.argsort(by_name(names))  # from the order of names to the order in which they were given
+    if fitted is None:
+        return Blend(method, tuple(names), weights[back])
+    return Blend(method, tuple(names), weights[back], fitted.coefficients[:, back], fitted.intercept)
 
 
-def cross_fit(
-    method: BlendMethod, members: Sequence[Floats], targets: Floats, folds: Ints, task: Task, metric: Metric
-) -> CrossFit:
-    """Fit and score a blend twice: on all rows, and for each fold with weights fitted on the other folds' rows.
-
-    ``members``: M arrays (N, C) of out-of-fold predictions; ``targets`` (N, C); ``folds`` (N,). The first score judges
-    weights on the labels that chose them and flatters; the second does not. One small debt remains, as in all stacking
-    on shared folds: the models behind the other folds' predictions have themselves trained on fold k.
-
-    ``rank_mean`` ranks fold k's rows among themselves, as the test images will be ranked among themselves.
-
-    With one fold there are no other rows to fit on: ``values`` and ``score`` are None, and a warning says so.
-    """
-    check_method(method, task, metric)
-    weights = fit(method, members, targets, task, metric)
-    plain = apply(method, members, weights, task)
-    plain_score = score(metric, task, targets, plain)
-    numbers = [int(number) for number in np.unique(folds)]
-    if len(numbers) < 2:
-        warn("the members have one fold only: an ensemble's score cannot be cross-fitted and is optimistic")
-        return CrossFit(weights, plain, plain_score)
-    values = np.empty(targets.shape, dtype=np.float32)
-    fold_weights = {}
-    for number in progress(numbers, f"cross-fitting {method}", len(numbers), "fold"):
-        held = folds == number
-        rest = ~held
-        found = fit(method, [member[rest] for member in members], targets[rest], task, metric)
-        values[held] = apply(method, [member[held] for member in members], found, task)
-        fold_weights[number] = found
-    return CrossFit(weights, plain, plain_score, values, score(metric, task, targets, values), fold_weights)
+def by_name(names: Sequence[str]) -> Ints:
+    """The positions of ``names`` in the order of the names."""
+    return np.array(sorted(range(len(names)), key=lambda number: names[number]), dtype=np.int64)
 
 
-def _refuse(method: BlendMethod, task: Task) -> None:
-    if task.name == "regression" and method in ("gmean", "rank_mean"):
-        why = "values may be negative" if method == "gmean" else "ranks are not values"
-        raise BadInput(
-            "ensemble method", f"'{method}' cannot blend a regression ({why})", "use mean, simplex or greedy"
-        )
-
-
-def _check_shapes(members: Sequence[Floats], shape: tuple[int, ...]) -> None:
+def check_shapes(members: Sequence[Floats], shape: tuple[int, ...]) -> None:
+    """Raises BadInput unless every one of at least one array has ``shape``, (N, C)."""
     if not members:
         raise BadInput("ensemble", "there are no members", "name at least one run")
     for number, member in enumerate(members):
@@ -174,75 +225,17 @@ def _check_shapes(members: Sequence[Floats], shape: tuple[int, ...]) -> None:
             raise BadInput("ensemble", f"member {number} has the shape {member.shape}, expected {shape}")
 
 
-def _gains(new: float, old: float) -> bool:
-    if old == -np.inf:
-        return new > old
-    return new - old > SMALLEST_GAIN * max(abs(old), abs(new))
+def _check_names(names: Sequence[str]) -> None:
+    if not names:
+        raise BadInput("ensemble", "there are no members", "name at least one run")
+    doubled = sorted({name for name in names if list(names).count(name) > 1})
+    if doubled:
+        raise BadInput("ensemble", f"members are named twice: {some(doubled)}", "name each run once")
 
 
-def _weighted(members: Sequence[Floats], weights: Weights) -> Floats:
-    total = np.zeros(members[0].shape, dtype=np.float64)
-    for weight, member in zip(weights, members, strict=True):
-        if weight != 0:
-            total += weight * member
-    return total.astype(np.float32)
-
-
-def _first_best(qualities: Sequence[float]) -> int:
-    best = 0
-    for number, quality in enumerate(qualities):
-        if _gains(quality, qualities[best]):
-            best = number
-    return best
-
-
-def _greedy(members: Sequence[Floats], quality: Quality, singles: list[float]) -> Weights:
-    if max(singles) == -np.inf:
-        return np.full(len(members), 1 / len(members))
-    picks = [_first_best(singles)]
-    total = members[picks[0]].astype(np.float64)
-    best, length = singles[picks[0]], 1
-    for size in range(2, PICKS + 1):
-        qualities = [quality(((total + member) / size).astype(np.float32)) for member in members]
-        pick = _first_best(qualities)
-        picks.append(pick)
-        total += members[pick]
-        if _gains(qualities[pick], best):
-            best, length = qualities[pick], size
-    counts = np.bincount(picks[:length], minlength=len(members))
-    return counts.astype(np.float64) / length
-
-
-def _simplex(members: Sequence[Floats], quality: Quality, singles: list[float]) -> Weights:
-    equal = np.full(len(members), 1 / len(members))
-    best, reached = _climb(members, quality, equal, quality(_weighted(members, equal)))
-    single = _first_best(singles)
-    weights, found = _climb(members, quality, np.eye(len(members))[single], singles[single])
-    return weights if _gains(found, reached) else best
-
-
-def _climb(members: Sequence[Floats], quality: Quality, start: Weights, reached: float) -> tuple[Weights, float]:
-    weights, blend = start.copy(), _weighted(members, start)
-    for step in STEPS:
-        for _ in range(SWEEPS):
-            moved = False
-            for giver in range(len(members)):
-                for taker in range(len(members)):
-                    if giver == taker or weights[giver] == 0:
-                        continue
-                    # What would be left must not be a crumb of rounding.
-                    mass = step if weights[giver] - step > SMALLEST_GAIN else float(weights[giver])
-                    if not _gains(quality(blend + np.float32(mass) * (members[taker] - members[giver])), reached):
-                        continue
-                    trial = weights.copy()
-                    trial[giver] = 0.0 if mass == weights[giver] else weights[giver] - mass
-                    trial[taker] += mass
-                    trial /= trial.sum()
-                    # The blend is summed anew, so that the score is that of the weights and not of rounding errors.
-                    fresh = _weighted(members, trial)
-                    value = quality(fresh)
-                    if _gains(value, reached):
-                        weights, blend, reached, moved = trial, fresh, value, True
-            if not moved:
-                break
-    return weights, reached
+def _refuse(method: BlendMethod, task: Task) -> None:
+    if task.name == "regression" and method in ("gmean", "rank_mean"):
+        why = "values may be negative" if method == "gmean" else "ranks are not values"
+        raise BadInput(
+            "ensemble method", f"'{method}' cannot blend a regression ({why})", "use mean, simplex, greedy or stacking"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,71 +14,37 @@ import numpy as np
 import pandas as pd
 
 from goldfold import files
-from goldfold.config.schema import BlendMethod
-from goldfold.ensemble.blend import CrossFit, Weights, apply, cross_fit
+from goldfold.config.schema import BlendMethod, CalibrationMethod, DecisionMethod
+from goldfold.ensemble.blend import fit_rows, stack
+from goldfold.ensemble.calibration import check_calibration
+from goldfold.ensemble.crossfit import cross_fit
+from goldfold.ensemble.decisions import check_decisions
+from goldfold.ensemble.diversity import Diversity, correlation_table, measure_diversity
+from goldfold.ensemble.load import Member, align
+from goldfold.ensemble.plot import MemberRow, draw_members
+from goldfold.ensemble.steps import Chain, Values, fit_chain, fit_steps
 from goldfold.errors import BadInput, some
 from goldfold.metrics import Metric, score
-from goldfold.paths import RunPaths
 from goldfold.progress import warn
-from goldfold.records import Floats, Ints, Predictions, check_ids
+from goldfold.records import Floats, FoldTable, Ints, Predictions, check_ids
 from goldfold.tasks import Task
 
 Truth = tuple[Sequence[str], Floats]
 """The ids (N,) and targets (N, C) of labelled images."""
 
-FORMAT = 1
+FORMAT = 2
+SEED = 0
+"""Of the bags of greedy, and of the rows that searches look at when there are very many."""
 
 
 @dataclass(frozen=True)
-class Member:
-    """A finished run inside an ensemble. ``oof`` has folds; ``digest`` changes with either table."""
+class _Plan:
+    """How an ensemble is made: the keys of an ensemble round."""
 
-    name: str
-    oof: Predictions
-    test: Predictions | None
-    digest: str
-
-
-def load_member(run_paths: RunPaths) -> Member:
-    """The member of a finished run. Raises BadInput when the run is not finished or its tables are broken."""
-    if not run_paths.cv.is_file():
-        state = "is not finished (it has no cv.json)" if run_paths.folder.is_dir() else "does not exist"
-        raise BadInput(run_paths.folder, f"the run {state}", "run 'goldfold train' with its experiment first")
-    name = run_paths.name
-    test = Predictions.read(run_paths.test, name) if run_paths.test.is_file() else None
-    digests = [files.sha256_file(path) for path in (run_paths.oof, run_paths.test) if path.is_file()]
-    return Member(name, Predictions.read(run_paths.oof, name), test, files.fingerprint(digests))
-
-
-def align(members: Sequence[Member]) -> list[Member]:
-    """The members with all rows in the order of the first member's ids.
-
-    Raises BadInput, naming the two members and the first ids, when the members differ in ids, classes or the fold of an
-    id, when some have test predictions and others have none, or when a member appears twice.
-    """
-    if not members:
-        raise BadInput("ensemble", "there are no members", "name at least one run")
-    names = [member.name for member in members]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise BadInput("ensemble", f"members are named twice: {some(doubled)}", "name each run once")
-    first = members[0]
-    aligned = []
-    for member in members:
-        if member.oof.fold is None:
-            raise BadInput(member.oof.where, f"the out-of-fold predictions of '{member.name}' have no folds")
-        pair = f"members '{first.name}' and '{member.name}'"
-        if (first.test is None) != (member.test is None):
-            has, lacks = (first, member) if member.test is None else (member, first)
-            raise BadInput(pair, f"'{has.name}' has test predictions, '{lacks.name}' has none", "finish both runs")
-        oof = _align(member.oof, first.oof, pair, "out-of-fold")
-        test = None
-        if member.test is not None and first.test is not None:
-            if member.test.classes != member.oof.classes:
-                raise BadInput(member.test.where, "classes differ from those of the out-of-fold predictions")
-            test = _align(member.test, first.test, pair, "test")
-        aligned.append(Member(member.name, oof, test, member.digest))
-    return aligned
+    method: BlendMethod
+    bags: int | None
+    calibration: CalibrationMethod
+    decisions: DecisionMethod
 
 
 def make_ensemble(
@@ -90,110 +57,221 @@ def make_ensemble(
     extra_metrics: Sequence[Metric],
     method: BlendMethod,
     id_column: str,
+    *,
+    bags: int | None = None,
+    calibration: CalibrationMethod = "none",
+    decisions: DecisionMethod = "fixed",
+    repeats: Sequence[FoldTable] = (),
 ) -> dict[str, Any]:
     """Blend ``members`` and write ``folder`` (``ensembles/<name>``); returns the record of ``ensemble.json``.
 
     ``truth``: ids and (N, C) targets of the labelled images, in any order; rows without out-of-fold predictions (a
-    holdout's training part) are left out. Written, ``ensemble.json`` last:
+    holdout's training part) are left out. ``repeats``: the fold tables of further repeats, for whose folds blends are
+    fitted too, so that the ensemble can teach them. Written, ``ensemble.json`` last:
 
-    - ``oof.parquet``: the cross-fitted predictions, in the order of ``truth``: no row's weights have seen its label
-      (``"oof": "cross_fitted"``). With a single fold there are none, so the plain blend is stored (``"oof": "plain"``).
-    - ``test.parquet``: the blend under weights fitted on all rows, if the members have test predictions.
-    - ``ensemble.json``: the members with weights; ``cv``: the plain score, fitted and scored on the same rows;
-      ``cross_fitted``: the honest one, or null; ``optimism``: how much better the plain one looks.
+    - ``oof.parquet``: the cross-fitted predictions, calibrated but not decided, by ascending id: no row's blend has seen
+      its label (``"oof": "cross_fitted"``). With a single fold there are none: the plain ones (``"oof": "plain"``).
+    - ``test.parquet``: the blend fitted on all rows, calibrated, if the members have test predictions.
+    - ``members.csv``, ``correlation.csv``, ``members.png``: what each member is worth, and how their errors go together.
+    - ``ensemble.json``: ``fitted`` and ``fold_fitted`` (blend, calibration, decisions); ``steps``: the scores after each
+      of those; ``cv``: the plain score after the last, fitted and scored on the same rows; ``cross_fitted``: the honest
+      one, or null; ``optimism``: how much better the plain one looks.
 
-    The order of members or of their rows changes nothing but the order in which members are listed. When members,
-    method, metrics, classes and truth are those of the stored record, nothing is computed and that record is returned.
-    Raises BadInput as ``align`` does, and for images without a label.
+    The order of members or of rows changes nothing but the order in which ensemble.json lists members. When members,
+    settings, metrics, classes and truth are those of the stored record, nothing is computed and that record is returned.
+    Raises BadInput as ``align`` does, for images without a label, and for settings that do not suit task and metric.
     """
+    plan = _Plan(method, bags, calibration, decisions)
+    check_calibration(plan.calibration, plan.method, task)
+    check_decisions(plan.decisions, task, metric)
     # A fixed order of members and rows: sums and ties come out the same however they were named.
     given = [member.name for member in members]
     ordered = align(sorted(members, key=lambda member: member.name))
-    if ordered[0].oof.classes != task.classes:
+    first = ordered[0]
+    if first.oof.classes != task.classes:
         raise BadInput(
-            ordered[0].oof.where,
-            f"predicts the classes {some(ordered[0].oof.classes)}, the competition has {some(task.classes)}",
+            first.oof.where,
+            f"predicts the classes {some(first.oof.classes)}, the competition has {some(task.classes)}",
         )
-    ids, targets = _labelled(ordered[0], truth)
+    ids, targets = _labelled(first, truth)
+    leaky = any(member.leaky for member in ordered)
     mark = files.fingerprint(
         {
             "format": FORMAT,
-            "members": [[member.name, member.digest] for member in ordered],
-            "method": method,
+            "members": [[member.name, member.digest, member.leaky] for member in ordered],
+            "plan": [plan.method, plan.bags, plan.calibration, plan.decisions],
             "metrics": [[item.name, item.greater_is_better] for item in (metric, *extra_metrics)],
             "task": [task.name, task.classes, task.negative, task.threshold],
             "id": id_column,
             "truth": _digest(ids, targets),
+            "repeats": [_digest(table.ids, table.fold) for table in repeats],
         }
     )
-    stored = _stored(folder, mark, ordered[0].test is not None)
+    stored = _stored(folder, mark, first.test is not None)
     if stored is not None:
-        return stored
+        return {**stored, "members": _listed(stored["members"], given)}
 
-    tables = [member.oof.take(ids) for member in ordered]
-    folds = tables[0].fold
-    assert folds is not None  # align has seen to it
-    fitted = cross_fit(method, [table.values for table in tables], targets, folds, task, metric)
+    names = [member.name for member in ordered]
+    rows = first.oof.rows(ids)  # align has given all members the first one's order
+    assert first.oof.fold is not None  # align has seen to it
+    folds = first.oof.fold[rows]
+    values = [member.oof.values[rows] for member in ordered]
+    fitted = cross_fit(plan.method, names, values, targets, folds, task, metric, SEED, plan.bags)
+    done = fit_steps(fitted, values, targets, folds, task, metric, plan.calibration, plan.decisions)
+    chains = {**done.fold_chains, **_of_repeats(repeats, ids, names, values, targets, task, metric, plan)}
     metrics = (metric, *extra_metrics)
-    plain = _scores(metrics, task, targets, fitted.plain, folds)
-    honest = None if fitted.values is None else _scores(metrics, task, targets, fitted.values, folds)
-    weights = dict(zip((member.name for member in ordered), fitted.weights, strict=True))
-    own = {
-        member.name: score(metric, task, targets, table.values) for member, table in zip(ordered, tables, strict=True)
-    }
-    by_name = {member.name: member for member in ordered}
+    steps: list[dict[str, Any]] = []
+    for step in done.steps:
+        plain = _scores(metrics, task, targets, step.plain, folds)
+        honest = None if step.cross_fitted is None else _scores(metrics, task, targets, step.cross_fitted, folds)
+        steps.append(
+            {
+                "step": step.name,
+                "cv": plain,
+                "cross_fitted": honest,
+                "optimism": None if honest is None else _advantage(metric, plain["score"], honest["score"]),
+                "gain": _gain(metric, steps[-1], honest) if steps else None,
+            }
+        )
+    diversity = measure_diversity(names, values, targets, folds, fitted, task, metric, SEED, plan.bags)
+    own = [_number(score(metric, task, targets, each)) for each in values]
+    last = steps[-1]
+    listed = [
+        {
+            "name": member.name,
+            "weight": float(weight),
+            "score": single,
+            "marginal_gain": _number(gain),
+            "mean_correlation": _number(together),
+            "leaky": member.leaky,
+            "digest": member.digest,
+        }
+        for member, weight, single, gain, together in zip(
+            ordered, fitted.weights, own, diversity.gains, diversity.mean_correlation, strict=True
+        )
+    ]
     record = {
         "name": name,
-        "method": method,
-        "members": [
-            {
-                "name": each,
-                "weight": float(weights[each]),
-                "score": _number(own[each]),
-                "digest": by_name[each].digest,
-            }
-            for each in given
-        ],
+        "method": plan.method,
+        "bags": plan.bags,
+        "calibration": plan.calibration,
+        "decisions": plan.decisions,
+        "leaky": leaky,
+        "members": _listed(listed, given),
+        "marginal_gain": diversity.way,
         "metric": metric.name,
         "greater_is_better": metric.greater_is_better,
         "task": task.name,
         "classes": list(task.classes),
         "rows": len(ids),
-        "cv": plain,
-        "cross_fitted": honest,
+        "cv": last["cv"],
+        "cross_fitted": last["cross_fitted"],
+        "optimism": last["optimism"],
+        "steps": steps,
+        "fitted": done.chain.to_dict(),
+        "fold_fitted": {str(fold): chain.to_dict() for fold, chain in chains.items()},
         "fold_weights": {
-            str(fold): {each: float(found[names]) for names, each in enumerate(weights)}
-            for fold, found in fitted.fold_weights.items()
+            str(fold): {each: float(weight) for each, weight in zip(names, chain.blend.weights, strict=True)}
+            for fold, chain in chains.items()
         },
-        "optimism": _optimism(fitted, metric),
         "oof": "plain" if fitted.values is None else "cross_fitted",
-        "test": ordered[0].test is not None,
+        "test": first.test is not None,
         "fingerprint": mark,
     }
-    values = fitted.plain if fitted.values is None else fitted.values
-    oof = Predictions(ids, values, task.classes, name, folds, folder / "oof.parquet")
-    _write(folder, record, oof, _blend_test(method, ordered, fitted.weights, task, name), id_column)
+    final = done.steps[-1].plain if fitted.values is None else done.steps[-1].cross_fitted
+    assert final is not None
+    oof = Predictions(ids, final.probabilities, task.classes, name, folds, folder / "oof.parquet")
+    test = _blend_test(done.chain, ordered, task, name)
+    # The record goes first and comes last: a folder that was cut off half-way has none.
+    (folder / "ensemble.json").unlink(missing_ok=True)
+    oof.write(folder / "oof.parquet", id_column)
+    if test is None:
+        (folder / "test.parquet").unlink(missing_ok=True)
+    else:
+        test.write(folder / "test.parquet", id_column)
+    _write_members(folder, record, listed, diversity, metric)
+    files.write_json(folder / "ensemble.json", record)
     return record
 
 
-def _align(table: Predictions, first: Predictions, pair: str, kind: str) -> Predictions:
-    if table.classes != first.classes:
-        raise BadInput(pair, f"{kind} classes differ: {some(first.classes)} against {some(table.classes)}")
-    if table is first:
-        return table
-    mine, theirs = pd.Index(table.ids), pd.Index(first.ids)
-    extra, missing = mine.difference(theirs, sort=False), theirs.difference(mine, sort=False)
-    if len(extra) or len(missing):
-        what = [f"{len(missing)} only in the first: {some(missing)}"] if len(missing) else []
-        what += [f"{len(extra)} only in the second: {some(extra)}"] if len(extra) else []
-        raise BadInput(pair, f"{kind} ids differ, {', '.join(what)}", "blend runs of the same competition and folds")
-    found = table.take(first.ids)
-    if found.fold is not None and first.fold is not None and (found.fold != first.fold).any():
-        wrong = np.array(first.ids, dtype=object)[found.fold != first.fold]
-        raise BadInput(
-            pair, f"{len(wrong)} ids are in different folds: {some(wrong)}", "train both runs on the same fold table"
+def _listed(members: Sequence[dict[str, Any]], given: Sequence[str]) -> list[dict[str, Any]]:
+    by_name = {str(member["name"]): member for member in members}
+    return [by_name[name] for name in given]
+
+
+def _of_repeats(
+    repeats: Sequence[FoldTable],
+    ids: tuple[str, ...],
+    names: Sequence[str],
+    values: Sequence[Floats],
+    targets: Floats,
+    task: Task,
+    metric: Metric,
+    plan: _Plan,
+) -> dict[int, Chain]:
+    """By fold of a further repeat, what was fitted without that fold's labels."""
+    chains: dict[int, Chain] = {}
+    stacked = stack(names, values, targets, SEED) if repeats else None
+    for table in repeats:
+        folds = table.fold[table.rows(ids, "the fold table")]
+        for fold in table.folds:
+            assert stacked is not None
+            rest = np.flatnonzero(folds != fold)
+            blend = fit_rows(plan.method, names, stacked, task, metric, rest, plan.bags)
+            blended = blend.apply([value[rest] for value in values], task)
+            chains[fold] = fit_chain(blend, blended, targets[rest], task, metric, plan.calibration, plan.decisions)
+    return chains
+
+
+def _write_members(
+    folder: Path, record: dict[str, Any], listed: Sequence[dict[str, Any]], diversity: Diversity, metric: Metric
+) -> None:
+    """``members.csv``, ``correlation.csv`` and ``members.png``, the best member first."""
+    sign = -1 if metric.greater_is_better else 1
+    order = sorted(
+        range(len(listed)),
+        key=lambda row: (listed[row]["score"] is None, sign * (listed[row]["score"] or 0), listed[row]["name"]),
+    )
+    rows = [
+        MemberRow(
+            *(listed[row][key] for key in ("name", "score", "weight", "marginal_gain", "mean_correlation", "leaky"))
         )
-    return found
+        for row in order
+    ]
+    correlation = diversity.correlation[np.ix_(order, order)]
+    frame = pd.DataFrame(
+        {
+            "name": [row.name for row in rows],
+            "score": [row.score for row in rows],
+            "weight": [row.weight for row in rows],
+            "marginal_gain": [row.gain for row in rows],
+            "mean_correlation": [row.mean_correlation for row in rows],
+            "leaky": [row.leaky for row in rows],
+        }
+    )
+    files.write_csv(folder / "members.csv", frame)
+    files.write_csv(folder / "correlation.csv", correlation_table([row.name for row in rows], correlation))
+    kind = "cv" if record["cross_fitted"] is None else "cross_fitted"
+    found = record["steps"][0][kind]["score"]
+    number = "undefined" if found is None else f"{found:.4f}"
+    title = f"{record['name']}{' (leaky)' if record['leaky'] else ''}, {record['method']}: "
+    title += f"{metric.name} {number} {'in-sample' if kind == 'cv' else 'cross-fitted'}"
+    (folder / "members.png").unlink(missing_ok=True)
+    draw_members(rows, correlation, title, metric.name, metric.greater_is_better, folder / "members.png")
+
+
+def _advantage(metric: Metric, first: float | None, second: float | None) -> float | None:
+    """By how much the first score is better; None where one is undefined."""
+    if first is None or second is None:
+        return None
+    return _number(first - second if metric.greater_is_better else second - first)
+
+
+def _gain(metric: Metric, before: dict[str, Any], honest: dict[str, Any] | None) -> float | None:
+    """By how much the cross-fitted score is better than that of the step before."""
+    if honest is None or before["cross_fitted"] is None:
+        return None
+    return _advantage(metric, honest["score"], before["cross_fitted"]["score"])
 
 
 def _labelled(member: Member, truth: Truth) -> tuple[tuple[str, ...], Floats]:
@@ -211,19 +289,23 @@ def _labelled(member: Member, truth: Truth) -> tuple[tuple[str, ...], Floats]:
             f"{len(unknown)} predicted ids of '{member.name}' have no label: {some(unknown)}",
             "use the train CSV that the run was trained on",
         )
+    # By ascending id, so that the order of the train CSV does not reach any sum.
     kept = np.flatnonzero(known.isin(predicted))
+    kept = kept[np.argsort(known.to_numpy(dtype=str)[kept], kind="stable")]
     return tuple(ids[int(row)] for row in kept), targets[kept]
 
 
-def _digest(ids: Sequence[str], targets: Floats) -> str:
+def _digest(ids: Sequence[str], numbers: Floats | Ints) -> str:
     state = hashlib.sha256("\n".join(ids).encode())
-    state.update(np.ascontiguousarray(targets, dtype=np.float32).tobytes())
+    state.update(np.ascontiguousarray(numbers, dtype=np.float32).tobytes())
     return state.hexdigest()
 
 
 def _stored(folder: Path, mark: str, needs_test: bool) -> dict[str, Any] | None:
     path = folder / "ensemble.json"
-    tables = ["oof.parquet", *(["test.parquet"] if needs_test else [])]
+    tables = ["oof.parquet", "members.csv", "correlation.csv", *(["test.parquet"] if needs_test else [])]
+    if importlib.util.find_spec("matplotlib") is not None:
+        tables.append("members.png")
     if not path.is_file() or not all((folder / table).is_file() for table in tables):
         return None
     record = files.read_json(path)
@@ -235,48 +317,30 @@ def _number(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _scores(metrics: Sequence[Metric], task: Task, targets: Floats, values: Floats, folds: Ints) -> dict[str, Any]:
+def _scores(metrics: Sequence[Metric], task: Task, targets: Floats, values: Values, folds: Ints) -> dict[str, Any]:
     metric, *extra = metrics
     each = [(int(fold), folds == fold) for fold in np.unique(folds)]
-    of_folds = [score(metric, task, targets[rows], values[rows]) for _, rows in each]
-    spread = float(np.std(of_folds, ddof=1)) if len(of_folds) > 1 else None
+    of_folds = [values.score(metric, task, targets, rows) for _, rows in each]
+    known = [value for value in of_folds if math.isfinite(value)]
+    spread = float(np.std(known, ddof=1)) if len(known) > 1 else None
     return {
-        "score": _number(score(metric, task, targets, values)),
+        "score": _number(values.score(metric, task, targets)),
         "std": _number(spread),
         "folds": [
             {"fold": fold, "score": _number(found), "rows": int(rows.sum())}
             for (fold, rows), found in zip(each, of_folds, strict=True)
         ],
-        "extra": {item.name: _number(score(item, task, targets, values)) for item in extra},
+        "extra": {item.name: _number(values.score(item, task, targets)) for item in extra},
     }
 
 
-def _optimism(fitted: CrossFit, metric: Metric) -> float | None:
-    if fitted.score is None:
-        return None
-    gap = fitted.plain_score - fitted.score
-    return _number(gap if metric.greater_is_better else -gap)
-
-
-def _blend_test(
-    method: BlendMethod, members: Sequence[Member], weights: Weights, task: Task, name: str
-) -> Predictions | None:
+def _blend_test(chain: Chain, members: Sequence[Member], task: Task, name: str) -> Predictions | None:
     tests = [member.test for member in members if member.test is not None]
     if not tests:
         warn(f"the members of '{name}' have no test predictions, so the ensemble has none")
         return None
     # Sorted ids, so that the order of one member's rows is not that of the result.
     ids = tuple(sorted(tests[0].ids))
-    values = apply(method, [test.take(ids).values for test in tests], weights, task)
+    rows = tests[0].rows(ids)
+    values = chain.probabilities([test.values[rows] for test in tests], task)
     return Predictions(ids, values, task.classes, name, where=name)
-
-
-def _write(folder: Path, record: dict[str, Any], oof: Predictions, test: Predictions | None, id_column: str) -> None:
-    # The record goes first and comes last: a folder that was cut off half-way has none.
-    (folder / "ensemble.json").unlink(missing_ok=True)
-    oof.write(folder / "oof.parquet", id_column)
-    if test is None:
-        (folder / "test.parquet").unlink(missing_ok=True)
-    else:
-        test.write(folder / "test.parquet", id_column)
-    files.write_json(folder / "ensemble.json", record)

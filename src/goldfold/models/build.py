@@ -24,12 +24,14 @@ def build_model(
     weights: Path | None = None,
     hub: bool = False,
     auxiliary: Sequence[int] = (),
+    projections: Sequence[int] = (),
     zero_init_last: bool = False,
     kaiming: bool = False,
 ) -> Classifier:
     """A network with weights from a .safetensors file of the backbone, from timm's hub, or at random.
 
-    ``auxiliary``: logits of each auxiliary head. ``zero_init_last``, ``kaiming``: how it starts where it is not pretrained.
+    ``auxiliary``: logits of each auxiliary head; ``projections``: widths of the teachers' features that its own are
+    matched with. ``zero_init_last``, ``kaiming``: how it starts where it is not pretrained.
     Raises BadInput when the file does not fit the backbone, the hub cannot be reached, or the spec asks for what the
     backbone cannot do.
     """
@@ -50,7 +52,7 @@ def build_model(
         zero_last_norms(backbone)
     elif weights is None and not hub:
         fill_zero_norms(backbone)
-    model = Classifier(spec, backbone, auxiliary)
+    model = Classifier(spec, backbone, auxiliary, projections)
     if kaiming:
         model.init_kaiming()
     return model

@@ -12,17 +12,21 @@ from goldfold.models.heads import CosineLinear, MetadataBranch, hidden_layers, k
 from goldfold.models.pooling import Pooling, find_form
 from goldfold.models.spec import ModelSpec
 
-AUXILIARY = "auxiliary."
+TRAINING_ONLY = ("auxiliary.", "projections.")
+"""Parts that only a training has use for."""
 
 
 class Classifier(nn.Module):
     """``forward``: normalised images (B, in_chans, H, W) and metadata (B, M) or None → logits (B, L).
 
-    In training mode the logits of the auxiliary heads, ``auxiliary`` columns each, follow the L of the task.
+    In training mode the logits of the auxiliary heads, ``auxiliary`` columns each, follow the L of the task, and then
+    the pooled features projected to ``projections`` columns each, the widths of teachers' features.
     ``backbone`` gives features (B, W), or its last map or tokens where the spec names a pooling.
     """
 
-    def __init__(self, spec: ModelSpec, backbone: nn.Module, auxiliary: Sequence[int] = ()) -> None:
+    def __init__(
+        self, spec: ModelSpec, backbone: nn.Module, auxiliary: Sequence[int] = (), projections: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.backbone = backbone
@@ -32,6 +36,7 @@ class Classifier(nn.Module):
         if spec.pool is not None:
             self.pooling = Pooling(spec.pool, find_form(backbone, spec.backbone, spec.in_chans, spec.size), spec.reduce)
             width = self.pooling.width
+        self.pooled_width = width
         self.metadata: MetadataBranch | None = None
         if spec.metadata is not None:
             self.metadata = MetadataBranch(spec.metadata)
@@ -44,6 +49,8 @@ class Classifier(nn.Module):
         )
         self.head_drop = nn.Dropout(spec.drop_rate)
         self.auxiliary = nn.ModuleList(nn.Linear(width, count) for count in auxiliary)
+        # A linear map, so that the student's own features and no layers behind them come to hold what the teacher's do.
+        self.projections = nn.ModuleList(nn.Linear(self.pooled_width, count) for count in projections)
         self.frozen: list[nn.Module] = []
         self.learnable = frozenset(name for name, value in backbone.named_parameters() if value.requires_grad)
         """Parameters of the backbone that it does not itself fix."""
@@ -52,15 +59,26 @@ class Classifier(nn.Module):
         self._scale = 1 / (torch.tensor(spec.std).view(1, -1, 1, 1) * 255)
 
     def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
-        features = self.backbone(images)
-        if self.pooling is not None:
-            features = self.pooling(features)
-        features = self._join(features, metadata)
+        pooled = self.pooled(images)
         if not self.training:
-            return self.head(self.hidden(features))
+            return self.classify(pooled, metadata)
+        features = self._join(pooled, metadata)
         # Multi-sample dropout (Inoue 2019): one pass through the backbone, the mean logits over several dropout masks.
-        logits = [self._all_logits(self.head_drop(features)) for _ in range(self.spec.head.dropouts)]
-        return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
+        several = [self._all_logits(self.head_drop(features)) for _ in range(self.spec.head.dropouts)]
+        logits = several[0] if len(several) == 1 else torch.stack(several).mean(dim=0)
+        if not self.projections:
+            return logits
+        return torch.cat([logits, *(layer(pooled).to(logits.dtype) for layer in self.projections)], dim=1)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """Normalised images → the backbone's pooled features (B, ``pooled_width``), without metadata."""
+        features: Tensor = self.backbone(images)
+        return features if self.pooling is None else self.pooling(features)
+
+    def classify(self, pooled: Tensor, metadata: Tensor | None = None) -> Tensor:
+        """Pooled features → logits (B, L), as in eval mode."""
+        logits: Tensor = self.head(self.hidden(self._join(pooled, metadata)))
+        return logits
 
     def _join(self, features: Tensor, metadata: Tensor | None) -> Tensor:
         width = 0 if self.spec.metadata is None else self.spec.metadata.width
@@ -83,12 +101,26 @@ class Classifier(nn.Module):
         images = pixels.permute(0, 3, 1, 2).float()
         if images.shape[1] != self.spec.in_chans:
             images = images.expand(-1, self.spec.in_chans, -1, -1)
+        return self.normalise(images).contiguous(memory_format=memory_format)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) of 0..255 → what the network takes, of the same shape."""
         if self.spec.normalise != "fixed":
-            images = standardise(images, (2, 3) if self.spec.normalise == "image_per_channel" else (1, 2, 3))
-            return images.contiguous(memory_format=memory_format)
-        if self._shift.device != images.device:
-            self._shift, self._scale = self._shift.to(images.device), self._scale.to(images.device)
-        return ((images - self._shift) * self._scale).contiguous(memory_format=memory_format)
+            return standardise(images, (2, 3) if self.spec.normalise == "image_per_channel" else (1, 2, 3))
+        shift, scale = self._constants(images.device)
+        return (images - shift) * scale
+
+    def restore(self, images: Tensor) -> Tensor:
+        """The inverse of ``normalise`` but for rounding. Raises ValueError where each image had constants of its own."""
+        if self.spec.normalise != "fixed":
+            raise ValueError(f"images normalised by '{self.spec.normalise}' cannot be restored")
+        shift, scale = self._constants(images.device)
+        return images / scale + shift
+
+    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self._shift.device != device:
+            self._shift, self._scale = self._shift.to(device), self._scale.to(device)
+        return self._shift, self._scale
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits (B, L) → float32 probabilities (B, C), or values in the target's units for regression."""
@@ -112,14 +144,14 @@ class Classifier(nn.Module):
     def init_kaiming(self) -> None:
         """He et al.'s weights (2015) in all linear layers that are not the backbone's, but for embeddings."""
         branch = None if self.metadata is None else self.metadata.layers
-        kaiming([self.pooling, branch, self.hidden, self.head, self.auxiliary])
+        kaiming([self.pooling, branch, self.hidden, self.head, self.auxiliary, self.projections])
 
     def inference_state(self) -> dict[str, Tensor]:
-        """The state dict without the auxiliary heads."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith(AUXILIARY)}
+        """The state dict without the auxiliary heads and projections."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(TRAINING_ONLY)}
 
     def load_inference_state(self, state: dict[str, Tensor]) -> None:
-        """Take over an ``inference_state``; auxiliary heads stay as they are. Raises RuntimeError when it does not fit."""
+        """Take over an ``inference_state``; what only trains stays as it is. Raises RuntimeError when it does not fit."""
         own = self.inference_state()
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unexpected:

@@ -26,7 +26,7 @@ from goldfold.metrics import score
 from goldfold.paths import FoldPaths, Workspace
 from goldfold.pipeline.ablation_plan import Item, Kind, Row, parse_items, plan_rows
 from goldfold.pipeline.ablation_plot import draw_table
-from goldfold.pipeline.ablation_report import Findings, Interval, Measure, compare, paired, table_frame, table_markdown
+from goldfold.pipeline.ablation_report import Findings, Measure, compare, table_frame, table_markdown
 from goldfold.pipeline.check import check_experiment
 from goldfold.pipeline.competition import CompetitionData, load_competition
 from goldfold.pipeline.run_folder import VERSIONS, relevant
@@ -34,7 +34,7 @@ from goldfold.pipeline.stages import load_folds, train_run
 from goldfold.progress import say
 from goldfold.records import Predictions
 
-__all__ = ["Findings", "Interval", "Item", "Kind", "Measure", "Row", "ablate", "paired", "parse_items", "plan_rows"]
+__all__ = ["Findings", "Item", "Kind", "Measure", "Row", "ablate", "parse_items", "plan_rows"]
 
 Measures = dict[tuple[str, int, int], Measure]
 """By row, seed and fold."""

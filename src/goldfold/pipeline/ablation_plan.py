@@ -97,7 +97,7 @@ def plan_rows(kind: Kind, items: Sequence[Item], config: Config) -> list[Row]:
         raise BadInput(
             "teacher.runs",
             "an ablation trains without teachers",
-            "set teacher.runs=[] teacher.test=none teacher.distill=0",
+            "leave the section teacher out",
         )
     _check_apart(kind, items, config.model_dump(mode="json"))
     count, rows = len(items), list[Row]()

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from goldfold import files
-from goldfold.pipeline.ablation_report import Findings, Interval
+from goldfold.pipeline.ablation_report import Findings
+from goldfold.pipeline.paired import Interval
 from goldfold.progress import warn
 
 GREEN, RED, GREY = "#009E73", "#D55E00", "#666666"  # Okabe & Ito's palette: apart for every kind of colour vision

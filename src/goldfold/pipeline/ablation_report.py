@@ -9,24 +9,11 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 from tabulate import tabulate
 
 from goldfold.metrics import Metric
 from goldfold.pipeline.ablation_plan import Kind, Row
-
-LEVEL = 0.95
-WITHIN, ONE_SEED, NO_SPREAD = "within noise", "one seed: no interval", "no spread: no interval"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The mean of paired differences and its confidence interval; None: too little to tell (``low`` and ``high``)."""
-
-    n: int
-    mean: float
-    low: float | None = None
-    high: float | None = None
+from goldfold.pipeline.paired import LEVEL, Interval, paired, verdict
 
 
 @dataclass(frozen=True)
@@ -74,32 +61,6 @@ class Findings:
     @property
     def others(self) -> list[str]:
         return list(self.lines[0].others)
-
-
-def paired(differences: Sequence[float], level: float = LEVEL) -> Interval:
-    """Mean and Student-t confidence interval of paired differences; no interval for fewer than two.
-
-    Raises ValueError when there are none.
-    """
-    if not differences:
-        raise ValueError("there are no differences")
-    n, mean = len(differences), fmean(differences)
-    if n < 2:
-        return Interval(n, mean)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * stdev(differences) / math.sqrt(n)
-    return Interval(n, mean, mean - half, mean + half)
-
-
-def verdict(interval: Interval, greater_is_better: bool) -> str:
-    """better, worse, or why that cannot be said."""
-    if interval.low is None or interval.high is None:
-        return ONE_SEED
-    if interval.low <= 0 <= interval.high:
-        return WITHIN
-    if math.isclose(interval.low, interval.high, rel_tol=1e-9):
-        # A coarse metric may move by the same step in every seed; that is no measure of its noise.
-        return NO_SPREAD
-    return "better" if (interval.mean > 0) == greater_is_better else "worse"
 
 
 def compare(

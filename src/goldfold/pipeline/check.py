@@ -12,9 +12,9 @@ import torch
 
 from goldfold import files
 from goldfold.balance import class_weights, draw_epoch
+from goldfold.bundle import prediction_images
 from goldfold.config import Config
 from goldfold.errors import BadInput, some
-from goldfold.folds import make_folds
 from goldfold.images import ImageSpec, find_unreadable
 from goldfold.losses import make_joint
 from goldfold.machine import find_machine
@@ -23,12 +23,24 @@ from goldfold.models.trunk import split_trunk
 from goldfold.optim import make_optimizer, set_momentum
 from goldfold.paths import Workspace, find_input
 from goldfold.pipeline.competition import CompetitionData, load_competition, read_rows
-from goldfold.pipeline.external import ExternalData, load_external
-from goldfold.pipeline.jobs import fit_auxiliary, fit_encoder, fold_spec, make_recipe, try_augmentation
-from goldfold.pipeline.run import submission_format
-from goldfold.pipeline.run_folder import teacher_digest
-from goldfold.pipeline.stages import load_folds
+from goldfold.pipeline.external import ExternalData, UnlabelledData, load_external, load_unlabelled
+from goldfold.pipeline.graph import plan_rounds
+from goldfold.pipeline.jobs import (
+    fit_auxiliary,
+    fit_encoder,
+    fold_spec,
+    labels_unlabelled,
+    make_recipe,
+    try_augmentation,
+)
+from goldfold.pipeline.lineage import find_source, refuse_optimistic_teachers, runs_of, teacher_digest
+from goldfold.pipeline.stages import load_folds, try_folds
+from goldfold.pipeline.submitting import submission_format
+from goldfold.pipeline.views import refuse_single_fold
+from goldfold.predict import try_views
 from goldfold.progress import say
+from goldfold.rounds import online_bundles, open_teachers, thresholds
+from goldfold.teaching import OnlineTeacher, check_teachers
 from goldfold.training.plan import make_plan
 from goldfold.tta import make_views
 
@@ -51,12 +63,35 @@ class Findings:
             return None
 
 
+def check_pipeline(path: Path, overrides: Sequence[str], workspace: Workspace, decode: bool = True) -> list[str]:
+    """Problems of a pipeline's graph and of its experiments, a line each; none when it can run. Writes nothing.
+
+    Raises BadInput when the file is no pipeline.
+    """
+    plan = plan_rounds(path, overrides, workspace)
+    problems = list(plan.problems)
+    made = [item.name for item in plan.rounds if item.name is not None]
+    decoded: set[Path] = set()
+    for item in plan.rounds:
+        if item.config is None:
+            continue
+        say(f"checking {item.name}")
+        # A teacher that is missing is the graph's problem, and no second line here.
+        problems += check_experiment(item.config, workspace, decode, [*made, *item.needs], decoded)
+    return list(dict.fromkeys(problems))
+
+
 def check_experiment(
-    config: Config, workspace: Workspace, decode: bool = True, made: Collection[str] = ()
+    config: Config,
+    workspace: Workspace,
+    decode: bool = True,
+    made: Collection[str] = (),
+    decoded: set[Path] | None = None,
 ) -> list[str]:
     """Problems of an experiment, a line each; none when it can be trained and submitted. Writes nothing.
 
-    ``made``: runs that the pipeline makes, so that they may be missing still.
+    ``made``: runs and ensembles that the pipeline makes or has checked itself; such a teacher is looked at where it is
+    there already. ``decoded``: images that were decoded before and need no second look; this experiment's are added.
     """
     found = Findings()
     data = found.attempt(lambda: load_competition(config.competition, workspace.root))
@@ -66,18 +101,14 @@ def check_experiment(
     else:
         say(f"{data.train_csv}: {len(data.ids)} rows, task {data.task.name}, classes {some(data.task.classes, 10)}")
         _check_data(config, data, workspace, found)
-        settings = config.competition
-        external = found.attempt(
-            lambda: load_external(settings, data.task, workspace.root, data.ids, data.test_ids)  # type: ignore[union-attr]
-        )
+        further = found.attempt(lambda: _further_images(config, data, workspace))  # type: ignore[arg-type]
         if decode:
-            _check_images(config, data, external or [], found)
+            _check_images(config, data, further or [], set() if decoded is None else decoded, found)
         _check_disk(config, data, workspace, found)
         found.attempt(lambda: _check_model(config, data, workspace))
-    for name in set(config.teacher.runs) - set(made):
-        found.attempt(lambda name=name: _check_teacher(config, workspace, name))  # type: ignore[misc]
+        _check_teachers(config, data, workspace, made, found)
     found.attempt(lambda: try_augmentation(config))
-    found.attempt(lambda: make_views(config.tta))
+    found.attempt(lambda: make_views(config.tta, config.input.size))
     machine = found.attempt(lambda: find_machine(config.train))
     if machine is not None:
         say(f"machine: {machine.describe()}")
@@ -105,20 +136,9 @@ def _check_data(config: Config, data: CompetitionData, workspace: Workspace, fou
             )
         )
     if workspace.folds(config.competition.name).exists():
-        found.attempt(lambda: load_folds(config, data, workspace))
+        found.attempt(lambda: refuse_single_fold(config, load_folds(config, data, workspace)))
     else:
-        found.attempt(
-            lambda: make_folds(
-                config.folds,
-                data.train,
-                id_column=config.competition.id,
-                task=data.task,
-                targets=data.targets,
-                target_columns=data.target_columns,
-                group=config.competition.group,
-                source_sha256="",
-            )
-        )
+        found.attempt(lambda: refuse_single_fold(config, try_folds(config, data)))
     if data.sample is not None:
         found.attempt(lambda: _check_sample(config, data))
 
@@ -134,11 +154,37 @@ def _check_sample(config: Config, data: CompetitionData) -> None:
             raise BadInput(where, f"{len(odd)} ids are not both here and in {data.test_csv.name}: {some(sorted(odd))}")
 
 
-def _check_images(config: Config, data: CompetitionData, external: Sequence[ExternalData], found: Findings) -> None:
-    paths, ids = [*data.train_paths, *data.test_paths], [*data.ids, *data.test_ids]
-    for part in external:
-        paths += part.paths
-        ids += part.ids
+def _further_images(config: Config, data: CompetitionData, workspace: Workspace) -> list[ExternalData | UnlabelledData]:
+    """External images, and those that are to be pseudo-labelled; says how many the latter are."""
+    settings = config.competition
+    external = load_external(settings, data.task, workspace.root, data.ids, data.test_ids)
+    pools = load_unlabelled(settings, workspace.root, data.ids, data.test_ids, external)
+    pseudo = config.teacher.pseudo
+    if pseudo.labels != "none":
+        sizes = {"test": len(data.test_ids)} if pseudo.images in ("all", "test") else {}
+        if pseudo.images in ("all", "unlabelled"):
+            sizes |= {pool.csv.name: len(pool.ids) for pool in pools}
+        total = sum(sizes.values())
+        parts = ", ".join(f"{count} of {name}" for name, count in sizes.items())
+        say(f"to be pseudo-labelled: {total} images ({parts}) beside {len(data.ids)} labelled ones")
+        if total == 0:
+            raise BadInput("teacher.pseudo.images", "there are no images to label", "add rows to those tables")
+    return [*external, *(pools if labels_unlabelled(config) else [])]
+
+
+def _check_images(
+    config: Config,
+    data: CompetitionData,
+    further: Sequence[ExternalData | UnlabelledData],
+    decoded: set[Path],
+    found: Findings,
+) -> None:
+    named = [*zip(data.train_paths, data.ids, strict=True), *zip(data.test_paths, data.test_ids, strict=True)]
+    for part in further:
+        named += zip(part.paths, part.ids, strict=True)
+    new = [(path, name) for path, name in named if path not in decoded]
+    paths, ids = [path for path, _ in new], [name for _, name in new]
+    decoded.update(paths)
     for name, reason in find_unreadable(paths, ids, ImageSpec.from_config(config.input), None):
         found.problems.append(f"id {name}: {reason}")
     say(f"images: {len(paths)} read")
@@ -148,7 +194,8 @@ def _check_disk(config: Config, data: CompetitionData, workspace: Workspace, fou
     if not config.input.cache:
         return
     spec = ImageSpec.from_config(config.input)
-    need = (len(data.ids) + len(data.test_ids)) * spec.size**2 * spec.channels
+    sides = {spec.size, prediction_images(config.input, config.tta).size}
+    need = (len(data.ids) + len(data.test_ids)) * sum(side**2 for side in sides) * spec.channels
     free = shutil.disk_usage(workspace.root).free
     if need > free:
         found.problems.append(
@@ -162,9 +209,41 @@ def _check_disk(config: Config, data: CompetitionData, workspace: Workspace, fou
         )
 
 
-def _check_teacher(config: Config, workspace: Workspace, name: str) -> None:
-    folds = workspace.folds(config.competition.name)
-    teacher_digest(workspace.run(name), files.sha256_file(folds) if folds.exists() else "")
+def _check_teachers(
+    config: Config, data: CompetitionData, workspace: Workspace, made: Collection[str], found: Findings
+) -> None:
+    """Teachers that are there: finished, on the same folds and labels, and fit to teach as they are asked to."""
+    found.attempt(lambda: thresholds(config.teacher.pseudo, data.task))
+    path = workspace.folds(config.competition.name)
+    folds = files.sha256_file(path) if path.exists() else ""
+    there = []
+    for name in config.teacher.runs:
+        missing = found.attempt(lambda name=name: find_source(name, workspace) is None)  # type: ignore[misc]
+        if missing is None or (name in made and (missing or not _is_finished(name, workspace))):
+            continue
+        if found.attempt(lambda name=name: teacher_digest(name, workspace, folds, data.task.classes)) is not None:  # type: ignore[misc]
+            there.append(name)
+    if len(there) == len(config.teacher.runs):
+        found.attempt(lambda: refuse_optimistic_teachers(config, workspace))
+    if there and config.teacher.distill.how == "online":
+        found.attempt(lambda: _check_online(config, data, there, workspace))
+
+
+def _is_finished(name: str, workspace: Workspace) -> bool:
+    return all(workspace.run(run).cv.exists() for run in runs_of(name, workspace))
+
+
+def _check_online(config: Config, data: CompetitionData, names: Sequence[str], workspace: Workspace) -> None:
+    """Raises BadInput where a network cannot answer on the student's own images."""
+    teachers = open_teachers(names, workspace)
+    for fold in dict.fromkeys(fold for teacher in teachers for run in teacher.runs for fold in run.folds):
+        bundles = tuple((paths.folder, weight) for paths, weight in online_bundles(teachers, fold))
+        online = OnlineTeacher(bundles, fold)
+        if config.model.freeze.cache:
+            check_teachers(online, data.task)
+        else:
+            spec = fold_spec(config, data, None, None, np.zeros(0, dtype=np.int64))
+            check_teachers(online, data.task, spec, ImageSpec.from_config(config.input))
 
 
 def _check_model(config: Config, data: CompetitionData, workspace: Workspace) -> None:
@@ -195,6 +274,7 @@ def _check_model(config: Config, data: CompetitionData, workspace: Workspace) ->
         if config.schedule.momentum_cycle is not None:
             set_momentum(optimizer, config.schedule.momentum_cycle[0])
     try_sizes(model, [spec.size, *(stretch.size for stretch in plan)])
+    try_views(model, config.tta)
     if config.model.freeze.cache:
         set_frozen(model, config.model.freeze.stages, config.model.freeze.batch_norm)
         split_trunk(model, model.prepare(torch.zeros(2, spec.size, spec.size, spec.channels, dtype=torch.uint8)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -105,9 +106,14 @@ def load_competition(settings: Competition, root: Path) -> CompetitionData:
     )
 
 
+def rows_section(settings: Competition) -> dict[str, Any]:
+    """The keys that say which rows are scored, and how; further training and unlabelled images take no part."""
+    return settings.model_dump(mode="json", exclude={"external", "unlabelled"})
+
+
 def same_rows(first: Competition, second: Competition) -> bool:
-    """Whether two experiments are scored on the same rows; external training data may differ."""
-    return first.model_copy(update={"external": ()}) == second.model_copy(update={"external": ()})
+    """Whether two experiments are scored on the same rows; external and unlabelled images may differ."""
+    return rows_section(first) == rows_section(second)
 
 
 def read_rows(path: Path, settings: Competition, columns: list[str]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Labelled images of other data sets: in every fold's training, in no validation."""
+"""Images beyond the competition's: labelled ones for every fold's training, unlabelled ones for pseudo-labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from goldfold.errors import BadInput, some
 from goldfold.images import Images
 from goldfold.paths import find_input
 from goldfold.pipeline.competition import locate_images, read_rows
-from goldfold.progress import progress
+from goldfold.progress import progress, say
 from goldfold.records import Floats, Ints
 from goldfold.tasks import Task, encode
 
@@ -36,6 +36,16 @@ class ExternalData:
     frame: pd.DataFrame
 
 
+@dataclass(frozen=True, eq=False)
+class UnlabelledData:
+    """One set of images without labels: ``paths`` and the rows of ``frame`` belong to ``ids`` in their order."""
+
+    ids: tuple[str, ...]
+    paths: tuple[Path, ...]
+    csv: Path
+    frame: pd.DataFrame
+
+
 def load_external(
     settings: Competition, task: Task, root: Path, train_ids: Sequence[str], test_ids: Sequence[str]
 ) -> list[ExternalData]:
@@ -51,28 +61,49 @@ def load_external(
         frame = read_rows(csv, settings, columns)
         if frame.empty:
             raise BadInput(csv, "there are no rows", "take it out of competition.external")
-        ids = tuple(frame[settings.id])
-        for where, others in known:
-            twice = [name for name in ids if name in others]
-            if twice:
-                raise BadInput(
-                    csv,
-                    f"{len(twice)} ids are also in {where}: {some(twice)}",
-                    "an id names one row; give these a prefix",
-                )
-        known.append((str(csv), set(ids)))
-        # locate_images asks the settings only for the name of Kaggle's folder.
-        home = settings.model_copy(update={"name": _slug(settings, root, external.image_path)})
+        ids = _own_ids(frame, settings, csv, known)
         data = ExternalData(
             ids=ids,
             targets=encode(task, frame, settings.target, csv),
-            paths=tuple(locate_images(external.image_path, frame, root, home, csv)),
+            paths=_paths(external.image_path, frame, settings, root, csv),
             weight=external.weight,
             csv=csv,
             frame=frame,
         )
         found.append(data)
     return found
+
+
+def load_unlabelled(
+    settings: Competition,
+    root: Path,
+    train_ids: Sequence[str],
+    test_ids: Sequence[str],
+    external: Sequence[ExternalData] = (),
+) -> list[UnlabelledData]:
+    """Read ``competition.unlabelled``.
+
+    Raises BadInput on missing files and columns, and on ids that another table has, ``external`` ones too.
+    """
+    known = [("the train CSV", set(train_ids)), ("the test CSV", set(test_ids))]
+    known += [(str(part.csv), set(part.ids)) for part in external]
+    found = []
+    for unlabelled in settings.unlabelled:
+        csv = find_input(root, _slug(settings, root, unlabelled.csv), unlabelled.csv)
+        frame = read_rows(csv, settings, [])
+        if frame.empty:
+            raise BadInput(csv, "there are no rows", "take it out of competition.unlabelled")
+        ids = _own_ids(frame, settings, csv, known)
+        found.append(UnlabelledData(ids, _paths(unlabelled.image_path, frame, settings, root, csv), csv, frame))
+    return found
+
+
+def outside(images: Images, train: Images, rows: Ints, what: str) -> Ints:
+    """The places of ``images`` that are none of ``train``'s ``rows``; says how many are left out."""
+    known = identical_rows(images, train, rows)
+    if known.any():
+        say(f"{what}: {known.sum()} of {len(known)} images are validation images, left out")
+    return np.flatnonzero(~known)
 
 
 def identical_rows(images: Images, others: Images, rows: Ints) -> npt.NDArray[np.bool_]:
@@ -94,6 +125,27 @@ def pixel_digests(images: Images, rows: Ints | None = None) -> list[bytes]:
     blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
     shown = progress(blocks, "looking for identical images", len(blocks), "blocks")
     return [hashlib.blake2b(pixels.data, digest_size=16).digest() for block in shown for pixels in images.read(block)]
+
+
+def _own_ids(
+    frame: pd.DataFrame, settings: Competition, csv: Path, known: list[tuple[str, set[str]]]
+) -> tuple[str, ...]:
+    """The ids of a table, which are then ``known`` too. Raises BadInput when another table has one of them."""
+    ids = tuple(frame[settings.id])
+    for where, others in known:
+        twice = [name for name in ids if name in others]
+        if twice:
+            raise BadInput(
+                csv, f"{len(twice)} ids are also in {where}: {some(twice)}", "an id names one row; give these a prefix"
+            )
+    known.append((str(csv), set(ids)))
+    return ids
+
+
+def _paths(pattern: str, frame: pd.DataFrame, settings: Competition, root: Path, csv: Path) -> tuple[Path, ...]:
+    # locate_images asks the settings only for the name of Kaggle's folder.
+    home = settings.model_copy(update={"name": _slug(settings, root, pattern)})
+    return tuple(locate_images(pattern, frame, root, home, csv))
 
 
 def _slug(settings: Competition, root: Path, path: str) -> str:

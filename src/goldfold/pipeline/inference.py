@@ -31,6 +31,8 @@ def predict_run(name: str, workspace: Workspace, csv: Path | None, pattern: str 
     folders = sorted(path.parent for path in paths.folder.glob("fold*/DONE"))
     if not folders:
         raise BadInput(paths.folder, "no fold is finished", "goldfold train finishes it")
+    if config.tta.views == "auto" and not paths.views.exists():
+        raise BadInput(paths.folder, "the views are not chosen yet", "goldfold train chooses them after the last fold")
     rows = read_rows(csv, settings, [])
     ids, images = (
         tuple(rows[settings.id]),

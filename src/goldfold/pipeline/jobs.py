@@ -1,4 +1,4 @@
-"""One fold's job: its rows, what its teachers and other data sets add, its network."""
+"""One fold's job without teachers: its rows, what other data sets add, its network. ``teaching`` adds teachers."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from goldfold.augment import centre, try_augmenter
+from goldfold.bundle import prediction_images
 from goldfold.config import Config
-from goldfold.data import Examples, add_external, add_soft_labels, blend_soft_labels, labelled, rows_of
+from goldfold.data import Examples, add_external, labelled, rows_of
 from goldfold.errors import BadInput
 from goldfold.images import Images, ImageSpec, open_images
 from goldfold.images.colour import InputColours
 from goldfold.losses import AuxiliaryTask, make_auxiliary
-from goldfold.machine import find_machine
 from goldfold.metadata import MetadataEncoder, fit_metadata
 from goldfold.models import MetadataShape, ModelSpec, make_spec
 from goldfold.paths import FoldPaths, Workspace, find_input
 from goldfold.pipeline.competition import CompetitionData
-from goldfold.pipeline.external import ExternalData, identical_rows, load_external
-from goldfold.progress import say, warn
+from goldfold.pipeline.external import ExternalData, UnlabelledData, load_external, load_unlabelled, outside
 from goldfold.records import FoldTable, Ints
-from goldfold.rounds import distill_labels, pseudo_labels
 from goldfold.training import FoldJob, Recipe
 from goldfold.training.plan import make_plan
 
@@ -33,11 +30,19 @@ STATISTICS_OF = 512
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """The images of an experiment, opened once for all folds."""
+    """The images of an experiment, opened once for all folds.
+
+    ``unlabelled`` is empty unless they are to be pseudo-labelled.
+    ``valid`` and ``predicted``: the train and test images as prediction sees them (``bundle.prediction_images``); the very
+    same stores as ``train`` and ``test`` unless ``tta.size`` asks for larger ones.
+    """
 
     train: Images
     test: Images | None
     external: tuple[tuple[ExternalData, Images], ...] = ()
+    unlabelled: tuple[tuple[UnlabelledData, Images], ...] = ()
+    valid: Images | None = None
+    predicted: Images | None = None
 
 
 def open_sources(config: Config, data: CompetitionData, workspace: Workspace) -> Sources:
@@ -50,7 +55,27 @@ def open_sources(config: Config, data: CompetitionData, workspace: Workspace) ->
         test = open_images(folder, data.test_ids, list(data.test_paths), spec, what="test images")
     sets = load_external(config.competition, data.task, workspace.root, data.ids, data.test_ids)
     external = tuple((part, open_images(folder, part.ids, part.paths, spec, what=part.csv.name)) for part in sets)
-    return Sources(train, test, external)
+    unlabelled: tuple[tuple[UnlabelledData, Images], ...] = ()
+    if labels_unlabelled(config):
+        pools = load_unlabelled(config.competition, workspace.root, data.ids, data.test_ids, sets)
+        unlabelled = tuple(
+            (part, open_images(folder, part.ids, part.paths, spec, what=part.csv.name)) for part in pools
+        )
+    larger = prediction_images(config.input, config.tta)
+    valid, predicted = train, test
+    if larger != spec:
+        valid = open_images(folder, data.ids, data.train_paths, larger, what="train images at tta.size")
+        if data.test_csv is not None:
+            predicted = open_images(
+                folder, data.test_ids, list(data.test_paths), larger, what="test images at tta.size"
+            )
+    return Sources(train, test, external, unlabelled, valid, predicted)
+
+
+def labels_unlabelled(config: Config) -> bool:
+    """Whether ``competition.unlabelled`` is pseudo-labelled in this experiment."""
+    pseudo = config.teacher.pseudo
+    return pseudo.labels != "none" and pseudo.images != "test" and bool(config.competition.unlabelled)
 
 
 def cache_folder(config: Config, workspace: Workspace) -> Path | None:
@@ -60,7 +85,7 @@ def cache_folder(config: Config, workspace: Workspace) -> Path | None:
     return workspace.root / config.input.cache_dir if config.input.cache_dir else workspace.cache()
 
 
-def make_job(
+def plain_job(
     config: Config,
     data: CompetitionData,
     workspace: Workspace,
@@ -70,8 +95,12 @@ def make_job(
     paths: FoldPaths,
     sources: Sources,
     fingerprint: str,
+    hidden: tuple[str, ...] = (),
 ) -> FoldJob:
-    """All that training this fold needs. Raises BadInput and, when a teacher has seen the fold, LeakError."""
+    """All that training this fold needs but teachers. Raises BadInput.
+
+    ``hidden``: ids beside the validated ones whose pictures no external data set may bring in.
+    """
     assert config.name is not None
     train_ids, valid_ids = table.train_ids(fold), table.valid_ids(fold)
     encoder = fit_encoder(config, data, train_ids)
@@ -92,11 +121,10 @@ def make_job(
         mean = tuple(float(value) for value in examples.targets.mean(axis=0, dtype=np.float64))
         std = tuple(max(float(value), 1e-6) for value in examples.targets.std(axis=0, dtype=np.float64))
     spec = fold_spec(config, data, encoder, sources.train, rows_of(sources.train, train_ids))
-    examples = _taught(config, data, workspace, fold, train_ids, examples, sources.test, encoder)
-    examples = _extended(config, fold, examples, sources, rows_of(sources.train, valid_ids), encoder)
+    examples = _extended(config, fold, examples, sources, rows_of(sources.train, (*valid_ids, *hidden)), encoder)
     weights = config.model.weights if config.model.pretrained else None
     test_metadata = None
-    if encoder is not None and data.test is not None and data.test_csv is not None:
+    if encoder is not None and sources.test is not None and data.test is not None and data.test_csv is not None:
         test_metadata = encoder.transform(data.test, data.test_csv, data.settings.id)
     valid_rows = data.train.iloc[data.rows_of(valid_ids)]
     return FoldJob(
@@ -115,12 +143,13 @@ def make_job(
         images=sources.train,
         valid_ids=valid_ids,
         valid_targets=data.targets_of(valid_ids),
-        test=sources.test,
+        test=sources.predicted,
         metadata=encoder,
         valid_metadata=None if encoder is None else encoder.transform(valid_rows, data.train_csv, data.settings.id),
         test_metadata=test_metadata,
         auxiliary=auxiliary,
         cache=cache_folder(config, workspace),
+        valid_images=sources.valid,
     )
 
 
@@ -160,43 +189,6 @@ def fold_spec(
     return make_spec(config.model, config.input, data.task, metadata=shape, pixel_stats=stats)
 
 
-def _taught(
-    config: Config,
-    data: CompetitionData,
-    workspace: Workspace,
-    fold: int,
-    train_ids: tuple[str, ...],
-    examples: Examples,
-    test_images: Images | None,
-    encoder: MetadataEncoder | None,
-) -> Examples:
-    """Add what the fold's own teachers say of test and training images."""
-    teacher = config.teacher
-    runs = [workspace.run(name) for name in teacher.runs]
-    if teacher.distill:
-        frame = data.train.iloc[data.rows_of(train_ids)]
-        soft = distill_labels(runs, fold, examples.images, train_ids, find_machine(config.train), frame)
-        examples = blend_soft_labels(examples, train_ids, soft, teacher.distill, fold)
-    if teacher.test != "none":
-        if test_images is None or data.test is None:
-            raise BadInput("teacher.test", "the competition has no test_csv to label")
-        soft = pseudo_labels(
-            runs, fold, data.task, hard=teacher.test == "hard", min_prob=teacher.min_prob, weight=teacher.test_weight
-        )
-        say(f"{config.name} fold {fold}: {len(soft.ids)} of {len(data.test_ids)} test images pseudo-labelled")
-        if soft.ids:
-            metadata = None
-            if encoder is not None:
-                rows = pd.Index(data.test_ids).get_indexer(pd.Index(soft.ids))
-                metadata = encoder.transform(data.test.iloc[rows], data.test_csv, data.settings.id)
-            examples = add_soft_labels(examples, test_images, soft, fold, metadata)
-        else:
-            warn(
-                f"{config.name} fold {fold}: no image reaches teacher.min_prob={teacher.min_prob}; it trains without any"
-            )
-    return examples
-
-
 def _extended(
     config: Config,
     fold: int,
@@ -207,10 +199,7 @@ def _extended(
 ) -> Examples:
     """Add external data sets, without the images that this fold is validated on."""
     for part, images in sources.external:
-        known = identical_rows(images, sources.train, valid_rows)
-        if known.any():
-            say(f"{config.name} fold {fold}: {known.sum()} images of {part.csv.name} are validation images, left out")
-        keep = np.flatnonzero(~known)
+        keep = outside(images, sources.train, valid_rows, f"{config.name} fold {fold}: {part.csv.name}")
         if not len(keep):
             continue
         metadata = (
@@ -244,4 +233,5 @@ def make_recipe(config: Config) -> Recipe:
         config.train,
         config.balance,
         config.tta,
+        config.teacher,
     )

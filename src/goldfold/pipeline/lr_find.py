@@ -14,8 +14,9 @@ from goldfold.lr_range import centred, plot, ramp, suggest
 from goldfold.machine import find_machine
 from goldfold.paths import Workspace
 from goldfold.pipeline.competition import load_competition
-from goldfold.pipeline.jobs import make_job, open_sources
+from goldfold.pipeline.jobs import open_sources
 from goldfold.pipeline.stages import load_folds
+from goldfold.pipeline.teaching import make_job
 from goldfold.training import find_lr_range
 
 

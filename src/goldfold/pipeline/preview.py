@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from goldfold.augment import PRESETS, erase_batch, make_augmenter
 from goldfold.balance import rare_rows
 from goldfold.config import Config
-from goldfold.config.schema import Augment, Metadata, Mix
+from goldfold.config.schema import Augment, Metadata, Mix, Teacher
 from goldfold.data import PixelBatches, labelled
 from goldfold.data.loaders import Request
 from goldfold.errors import BadInput, GoldfoldError
@@ -51,7 +52,8 @@ def preview(config: Config, workspace: Workspace, out: Path, photos: int = 6, dr
 
 def make_sections(config: Config, workspace: Workspace, photos: int, draws: int, seed: int) -> list[Section]:
     """What the sheet shows; see ``preview``."""
-    plan = make_plan(make_recipe(config))
+    # Where pseudo-labels end, nothing changes in how an image is drawn: such a split is no section of its own.
+    plan = make_plan(replace(make_recipe(config), teacher=Teacher()))
     mixed = any(stretch.mix.mixup or stretch.mix.cutmix for stretch in plan)
     if photos < 1 + mixed or draws < 1:
         what = f"{photos} photos and {draws} draws are too few"

@@ -1,4 +1,4 @@
-"""Tables for people: what a pipeline made and what it scored."""
+"""Lines and tables for people about single runs and ensembles; a pipeline's table is in ``rounds_report``."""
 
 from __future__ import annotations
 
@@ -7,49 +7,58 @@ from typing import Any
 
 from tabulate import tabulate
 
-from goldfold.pipeline.run import Outcome
+from goldfold.pipeline.lineage import named
+from goldfold.pipeline.rounds_report import labels_line, mean_std, spreads
 
 
-def summary(outcome: Outcome, private: Mapping[str, Mapping[str, float | None]] | None = None) -> str:
-    """The end table: a row a run and a row an ensemble; ``private`` holds scores on held-back labels, by name.
-
-    fold scores: mean ± standard deviation over folds; OOF: all out-of-fold rows together; cross-fitted: each fold
-    blended with weights that its labels did not shape.
-    """
-    private = private or {}
-    weights = {name: record["members"] for name, record in outcome.ensembles.items()}
-    metric = _metric(outcome)
-    headers = ["", f"{metric} over folds", f"OOF {metric}", "cross-fitted", *[f"weight in {name}" for name in weights]]
-    rows: list[list[str]] = []
-    for name, cv in outcome.runs.items():
-        shares = [
-            next((_number(m["weight"], 3) for m in members if m["name"] == name), "") for members in weights.values()
-        ]
-        rows.append(
-            [name, spread(cv.get("mean"), cv.get("std")), _number((cv.get("oof") or {}).get(metric)), "", *shares]
+def run_lines(cv: Mapping[str, Any]) -> list[str]:
+    """What ``goldfold train`` says of a finished run."""
+    metric, oof = cv["metric"], cv["oof"][cv["metric"]]
+    name = named(cv["run"], cv["leaky"])
+    whole = "" if oof is None else f", {oof:.4f} over all out-of-fold rows"
+    lines = [f"{name}: {metric} {mean_std(cv['mean'], cv['std']) or 'undefined'} over folds{whole}"]
+    for key, (count, std) in spreads(cv).items():
+        values = ", ".join(
+            "undefined" if value is None else f"{value:.4f}"
+            for value in (entry["oof"][metric] for entry in cv[f"by_{key.removesuffix('s')}"])
         )
-    for name, record in outcome.ensembles.items():
-        plain, fitted = record["cv"]["score"], (record.get("cross_fitted") or {}).get("score")
-        rows.append([f"{name} ({record['method']})", "", _number(plain), _number(fitted), *[""] * len(weights)])
-    if private:
-        keys = list(dict.fromkeys(key for scores in private.values() for key in scores))
-        headers += [f"private {key}" for key in keys]
-        names = [*outcome.runs, *outcome.ensembles]
-        for name, row in zip(names, rows, strict=True):
-            row += [_number(private.get(name, {}).get(key)) for key in keys]
+        lines.append(f"{name}: out-of-fold {metric} of {count} {key}: {values} (standard deviation {std:.4f})")
+    if cv["pseudo"] is not None:
+        lines.append(f"{name}: {labels_line(cv['pseudo'])}")
+    return lines
+
+
+def ensemble_table(record: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """An ensemble and its members, whose cv.json are ``runs``.
+
+    over folds: mean ± standard deviation; OOF: all out-of-fold rows together; cross-fitted: each fold blended by what its
+    labels did not shape; optimism: by how much the score before it looks better; gain: the cross-fitted score with a
+    member less the one without it, positive where it helps. Calibration and decisions add a row each.
+    """
+    metric, name = record["metric"], record["name"]
+    headers = ["", f"{metric} over folds", f"OOF {metric}", "cross-fitted", "optimism", "weight", "gain"]
+    rows = []
+    for member in record["members"]:
+        cv = runs[member["name"]]
+        own = [mean_std(cv["mean"], cv["std"]), _number(cv["oof"][metric]), "", ""]
+        rows.append(
+            [named(member["name"], cv["leaky"]), *own, f"{member['weight']:.3f}", _signed(member["marginal_gain"])]
+        )
+    titles = {
+        "blend": f"{named(name, record['leaky'])} ({record['method']})",
+        "calibration": f"  then {record['calibration'].replace('_', ' ')}",
+        "decisions": "  then fitted decisions",
+    }
+    for step in record["steps"]:
+        fitted = (step["cross_fitted"] or {}).get("score")
+        scores = [_number(step["cv"]["score"]), _number(fitted), _signed(step["optimism"])]
+        rows.append([titles[step["step"]], "", *scores, "", _signed(step["gain"])])
     return tabulate(rows, headers, disable_numparse=True, colalign=["left"] + ["right"] * (len(headers) - 1))
 
 
-def spread(mean: float | None, std: float | None) -> str:
-    if mean is None:
-        return "unfinished"
-    return _number(mean) if std is None else f"{mean:.4f} ± {std:.4f}"
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.4f}"
 
 
-def _metric(outcome: Outcome) -> str:
-    records: list[dict[str, Any]] = [*outcome.runs.values(), *outcome.ensembles.values()]
-    return next((str(record["metric"]) for record in records if record), "score")
-
-
-def _number(value: Any, digits: int = 4) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -17,12 +17,13 @@ from goldfold.machine import Machine
 from goldfold.paths import FoldPaths, RunPaths, Workspace, find_input
 from goldfold.pipeline.competition import CompetitionData
 from goldfold.pipeline.jobs import Sources
+from goldfold.pipeline.lineage import teacher_digest
 from goldfold.training import is_done
 
 # Keys that never change what a run computes.
 IRRELEVANT = ("name", "tracking", "train.workers", "input.cache", "input.cache_dir", "tta.batch_size")
 IMAGES = ("train_images", "test_images")
-EXTERNAL_IMAGES = "external_images_"
+EXTERNAL_IMAGES, UNLABELLED_IMAGES = "external_images_", "unlabelled_images_"
 VERSIONS = ("goldfold", "torch", "timm", "albumentations", "numpy", "scikit-learn", "ttach")
 
 
@@ -32,12 +33,17 @@ def digest_inputs(
     """Digests of the files that a run depends on; None for images that are decoded at each read."""
     weights = config.model.weights if config.model.pretrained else None
     folds = files.sha256_file(workspace.folds(config.competition.name))
-    teachers = {f"teacher {name}": teacher_digest(workspace.run(name), folds) for name in config.teacher.runs}
+    teachers = {
+        f"teacher {name}": teacher_digest(name, workspace, folds, data.task.classes) for name in config.teacher.runs
+    }
     external: dict[str, str | None] = {}
     for number, (part, images) in enumerate(sources.external):
         # By number: on Kaggle the same files lie elsewhere, and two sets may both have a train.csv.
         external[f"external_csv_{number}"] = files.sha256_file(part.csv)
         external[f"{EXTERNAL_IMAGES}{number}"] = images.digest
+    for number, (pool, pictures) in enumerate(sources.unlabelled):
+        external[f"unlabelled_csv_{number}"] = files.sha256_file(pool.csv)
+        external[f"{UNLABELLED_IMAGES}{number}"] = pictures.digest
     return {
         "train_csv": files.sha256_file(data.train_csv),
         "test_csv": None if data.test_csv is None else files.sha256_file(data.test_csv),
@@ -52,17 +58,6 @@ def digest_inputs(
     }
 
 
-def teacher_digest(paths: RunPaths, folds: str) -> str:
-    """A digest of what a teacher teaches. Raises BadInput unless it is finished, on the folds of that digest."""
-    if not paths.cv.exists():
-        raise BadInput("teacher.runs", f"the run '{paths.name}' is not finished", "train it first")
-    if files.read_json(paths.record)["inputs"]["folds"] != folds:
-        raise BadInput(
-            "teacher.runs", f"the run '{paths.name}' was trained on other folds", "train it again on these folds"
-        )
-    return files.fingerprint([files.sha256_file(paths.oof), files.sha256_file(paths.cv)])
-
-
 def relevant(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration without the keys that never change a result."""
     values = {key: dict(part) if isinstance(part, dict) else part for key, part in config.items()}
@@ -75,11 +70,13 @@ def relevant(config: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def open_run(paths: RunPaths, config: Config, inputs: dict[str, str | None], machine: Machine) -> str:
+def open_run(
+    paths: RunPaths, config: Config, inputs: dict[str, str | None], machine: Machine, leaky: bool = False
+) -> str:
     """Make the run's folder, or verify that it holds this very experiment. Returns its fingerprint."""
     values = config.model_dump(mode="json")
     # Images take no part, as their digests are unknown without a store, which may be switched on or off.
-    images = [name for name in inputs if name in IMAGES or name.startswith(EXTERNAL_IMAGES)]
+    images = [name for name in inputs if name in IMAGES or name.startswith((EXTERNAL_IMAGES, UNLABELLED_IMAGES))]
     named = {name: digest for name, digest in inputs.items() if name not in images}
     fingerprint = files.fingerprint({"config": relevant(values), "inputs": named})
     files.remove_leftovers(paths.folder)
@@ -109,7 +106,7 @@ def open_run(paths: RunPaths, config: Config, inputs: dict[str, str | None], mac
             "run": config.name,
             "fingerprint": fingerprint,
             "inputs": inputs,
-            "leaky": False,
+            "leaky": leaky,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "git": _git_commit(paths.folder),
             "versions": {name: importlib.metadata.version(name) for name in VERSIONS if name != "goldfold"}

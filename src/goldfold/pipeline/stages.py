@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
-import numpy as np
 import torch
 
 from goldfold import files
 from goldfold.config import Config
+from goldfold.data import LeakError
 from goldfold.errors import BadInput, GoldfoldError, some
-from goldfold.folds import open_folds
-from goldfold.machine import Machine, find_machine
-from goldfold.metrics import score
-from goldfold.paths import RunPaths, Workspace
+from goldfold.folds import make_folds, open_folds
+from goldfold.machine import Machine, find_machine, several_processes
+from goldfold.paths import FoldPaths, Workspace
 from goldfold.pipeline.competition import CompetitionData, load_competition
-from goldfold.pipeline.jobs import make_job, open_sources, try_augmentation
+from goldfold.pipeline.gather import gather
+from goldfold.pipeline.jobs import open_sources, try_augmentation
+from goldfold.pipeline.lineage import is_leaky, named, refuse_optimistic_teachers
 from goldfold.pipeline.run_folder import digest_inputs, fold_folders, is_whole, open_run, record_fold
-from goldfold.progress import say
-from goldfold.records import FoldTable, Predictions, average, concatenate
+from goldfold.pipeline.teaching import make_job
+from goldfold.pipeline.views import refuse_single_fold, settle_views
+from goldfold.progress import say, warn
+from goldfold.records import Floats, FoldTable
+from goldfold.tasks import Task
 from goldfold.tracking import WandbRun
 from goldfold.training import FoldJob, FoldResult, drop_resume_state, is_done, train_fold
 
@@ -31,28 +36,57 @@ def load_folds(config: Config, data: CompetitionData, workspace: Workspace, rema
     """The competition's fold tables, a table a repeat: made and stored the first time, verified ever after."""
     path = workspace.folds(config.competition.name)
     with files.locked(path.parent):  # another process may be between the table and its record
-        return open_folds(
-            path,
-            config.folds,
-            data.train,
-            id_column=config.competition.id,
-            task=data.task,
-            targets=data.targets,
-            target_columns=data.target_columns,
-            group=config.competition.group,
-            train_csv=data.train_csv,
-            remake=remake,
-        )
+        return open_folds(path, config.folds, data.train, train_csv=data.train_csv, remake=remake, **_dealt(data))
+
+
+def try_folds(config: Config, data: CompetitionData) -> list[FoldTable]:
+    """The fold tables that would be made, written nowhere. Raises BadInput when they cannot be."""
+    return make_folds(config.folds, data.train, source_sha256="", **_dealt(data))
+
+
+class Dealt(TypedDict):
+    """What rows are dealt by."""
+
+    id_column: str
+    task: Task
+    targets: Floats
+    target_columns: Sequence[str]
+    group: str | None
+
+
+def _dealt(data: CompetitionData) -> Dealt:
+    settings = data.settings
+    return Dealt(
+        id_column=settings.id,
+        task=data.task,
+        targets=data.targets,
+        target_columns=data.target_columns,
+        group=settings.group,
+    )
+
+
+class FoldsFailed(GoldfoldError):
+    """Some folds of a run failed, for the ``reasons`` given by fold; the others are trained."""
+
+    def __init__(self, run: str, reasons: Mapping[str, str], exit_code: int) -> None:
+        folds: dict[str, list[str]] = {}
+        for fold, reason in reasons.items():
+            folds.setdefault(reason, []).append(fold)
+        lines = [f"{', '.join(which)} failed: {reason}" for reason, which in folds.items()]
+        super().__init__(f"{run}: {'; '.join(lines)}; the same command trains only what is missing")
+        self.exit_code = exit_code
 
 
 def train_run(config: Config, workspace: Workspace, only_folds: Sequence[int] = ()) -> dict[str, Any]:
     """Train every fold (or ``only_folds``) of an experiment; returns cv.json, or {} while folds are missing.
 
-    Finished folds are skipped, a killed one goes on. Raises BadInput when the run's folder holds another experiment.
+    Finished folds are skipped, a killed one goes on. A fold that fails does not keep the others from training. Raises
+    FoldsFailed at the end when one did, BadInput when the run's folder holds another experiment.
     """
     assert config.name is not None
     data = load_competition(config.competition, workspace.root)
     tables = load_folds(config, data, workspace)
+    refuse_single_fold(config, tables)
     folds = [fold for table in tables for fold in table.folds]
     unknown = [fold for fold in only_folds if fold not in folds]
     if unknown:
@@ -61,34 +95,63 @@ def train_run(config: Config, workspace: Workspace, only_folds: Sequence[int] = 
     machine = find_machine(config.train)
     sources = open_sources(config, data, workspace)
     inputs = digest_inputs(config, data, workspace, sources)
+    refuse_optimistic_teachers(config, workspace)
+    leaky = is_leaky(config, workspace)
+    if leaky:
+        warn(
+            f"{named(config.name, leaky)}: its teachers have seen validated labels; its out-of-fold scores are inflated"
+        )
     with files.locked(paths.folder):
-        fingerprint = open_run(paths, config, inputs, machine)
+        fingerprint = open_run(paths, config, inputs, machine, leaky)
     jobs = [(fold, seed) for seed in (config.train.seed, *config.train.seeds) for fold in only_folds or folds]
 
     for done in fold_folders(paths, config, folds):
         if is_done(done, fingerprint):
             drop_resume_state(done)  # a kill may have come between the fold's end and this
+    failed: dict[str, str] = {}
+    codes = set[int]()
     if not is_whole(paths, config, folds, fingerprint):
         try_augmentation(config)
         for fold, seed in jobs:
             fold_paths = paths.fold(fold, None if seed == config.train.seed else seed)
+            name = fold_paths.folder.name
             if is_done(fold_paths, fingerprint):
-                say(f"{config.name} {fold_paths.folder.name}: finished before, skipped")
+                say(f"{config.name} {name}: finished before, skipped")
                 continue
             table = next(table for table in tables if fold in table.folds)
-            job = make_job(config, data, workspace, table, fold, seed, fold_paths, sources, fingerprint)
-            say(
-                f"{config.name} {fold_paths.folder.name}: {len(job.examples)} training rows, {len(job.valid_ids)} validation rows"
-            )
-            result = _train_alone(job, config, workspace, machine)
+            try:
+                with memory_full(fold_paths.folder, "lower tta.batch_size of this run, or let smaller teachers teach"):
+                    job = make_job(config, data, workspace, table, fold, seed, fold_paths, sources, fingerprint)
+                say(f"{config.name} {name}: {len(job.examples)} training rows, {len(job.valid_ids)} validation rows")
+                result = _train_alone(job, config, workspace, machine)
+            except GoldfoldError as error:
+                # Of several processes none may go on to another fold alone.
+                if not _is_of_fold(error, fold_paths) or several_processes():
+                    raise
+                say(f"{config.name} {name}: failed: {error}")
+                failed[name] = str(error)
+                codes.add(error.exit_code)
+                continue
             if machine.is_main:
-                record_fold(paths, fold_paths.folder.name, asdict(result))
+                record_fold(paths, name, asdict(result))
+    if failed:
+        raise FoldsFailed(config.name, failed, 1 if 1 in codes else 2)
     if not is_whole(paths, config, folds, fingerprint):
         missing = [f.folder.name for f in fold_folders(paths, config, folds) if not f.done.exists()]
         say(f"{config.name}: not finished yet: {some(missing, 10)}")
         return {}
     with files.locked(paths.folder):
-        return _gather(config, data, paths, tables, folds)
+        with memory_full(paths.folder, "lower tta.batch_size"):
+            settle_views(config, data, paths, tables, sources, machine, fingerprint)
+        return gather(config, data, paths, tables, leaky)
+
+
+def _is_of_fold(error: GoldfoldError, paths: FoldPaths) -> bool:
+    """Whether a failure is one fold's: the others may go well. Bad input and leaks are about the whole experiment,
+    unless it is a file of that fold's own folder that is wrong."""
+    if isinstance(error, BadInput):
+        return str(error).startswith((f"{paths.folder}:", f"{paths.folder}{os.sep}"))
+    return not isinstance(error, LeakError)
 
 
 def _train_alone(job: FoldJob, config: Config, workspace: Workspace, machine: Machine) -> FoldResult:
@@ -107,62 +170,18 @@ def _train_alone(job: FoldJob, config: Config, workspace: Workspace, machine: Ma
             config=config.model_dump(mode="json"),
             folder=workspace.root,
         )
+        mend = "halve train.batch_size and double train.accumulate for the same effective batch, or lower input.size"
         try:
-            return train_fold(job, machine, tracker)
-        except torch.OutOfMemoryError as error:
-            raise GoldfoldError(
-                f"{folder}: the GPU's memory is full; halve train.batch_size and double train.accumulate for the same "
-                "effective batch, or lower input.size"
-            ) from error
+            with memory_full(folder, mend):
+                return train_fold(job, machine, tracker)
         finally:
             tracker.finish()
 
 
-def _gather(
-    config: Config, data: CompetitionData, paths: RunPaths, tables: Sequence[FoldTable], folds: Sequence[int]
-) -> dict[str, Any]:
-    """Write the run's oof.parquet, test.parquet and cv.json from its folds, averaged over seeds and repeats."""
-    assert config.name is not None
-    seeds = [None, *config.train.seeds]
-    by_fold = {
-        fold: average([Predictions.read(paths.fold(fold, seed).oof, config.name) for seed in seeds], config.name)
-        for fold in folds
-    }
-    scores = []
-    for fold in folds:
-        part = by_fold[fold]
-        truth = data.targets_of(part.ids)
-        scores.append({"fold": fold, "rows": len(part.ids), **_scores(data, truth, part)})
-    repeats = [concatenate([by_fold[fold] for fold in table.folds], config.name) for table in tables]
-    oof = average(repeats, config.name)
-    oof.write(paths.oof, config.competition.id)
-    if data.test_csv is not None:
-        tests = [Predictions.read(paths.fold(fold, seed).test, config.name) for fold in folds for seed in seeds]
-        average(tests, config.name).write(paths.test, config.competition.id)
-    main = data.metrics[0]
-    values = [float(value) for entry in scores if (value := entry[main.name]) is not None]
-    cv = {
-        "run": config.name,
-        "metric": main.name,
-        "greater_is_better": main.greater_is_better,
-        "mean": float(np.mean(values)) if values else None,
-        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        "oof": _scores(data, data.targets_of(oof.ids), oof),
-        "folds": scores,
-        "seeds": [config.train.seed, *config.train.seeds],
-        "keep": config.train.keep,
-        "optimistic": optimistic(config),
-        "leaky": False,
-    }
-    files.write_json(paths.cv, cv)
-    return cv
-
-
-def optimistic(config: Config) -> bool:
-    """Whether validation labels chose the weights, so that the run's own scores are a little too good."""
-    return config.train.keep == "best" or (config.train.soup.epochs > 0 and config.train.soup.method == "greedy")
-
-
-def _scores(data: CompetitionData, truth: Any, predictions: Predictions) -> dict[str, float | None]:
-    values = {metric.name: score(metric, data.task, truth, predictions.values) for metric in data.metrics}
-    return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+@contextmanager
+def memory_full(where: Path, mend: str) -> Iterator[None]:
+    """A full GPU is one line, and one fold's failure."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise GoldfoldError(f"{where}: the GPU's memory is full; {mend}") from error

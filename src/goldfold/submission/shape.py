@@ -40,6 +40,11 @@ class SubmissionFormat:
     labels: tuple[str, ...] = ()
     hard: bool = False
 
+    @property
+    def holds_answers(self) -> bool:
+        """Whether cells are hard answers, which say nothing of probabilities."""
+        return self.hard or self.shape in ("label", "string")
+
 
 def decide_format(
     task: Task,

@@ -20,7 +20,7 @@ from goldfold.metrics import Metric, score
 from goldfold.progress import warn
 from goldfold.records import Floats, Predictions, check_ids
 from goldfold.submission.shape import SubmissionFormat
-from goldfold.tasks import Task, encode
+from goldfold.tasks import Decisions, Task, encode
 
 USAGE = "Usage"
 OVERSHOOT = 1e-6
@@ -28,10 +28,16 @@ SUM_TOLERANCE = 1e-3
 
 
 def format_submission(
-    predictions: Predictions, task: Task, format: SubmissionFormat, sample: pd.DataFrame | None
+    predictions: Predictions,
+    task: Task,
+    format: SubmissionFormat,
+    sample: pd.DataFrame | None,
+    decisions: Decisions | None = None,
 ) -> pd.DataFrame:
     """``predictions`` as the table to submit: the sample's columns and ids, in its order.
 
+    Where the submission holds answers (``format.holds_answers``), ``decisions`` make them, if there are any; columns of
+    probabilities do not know them.
     Without a sample: the predictions' ids, the id column first. An image of a ``string`` submission without any label
     above the threshold gets its most likely one, because an empty cell is refused; unless the sample has empty cells.
     Raises BadInput unless the sample's ids are exactly those predicted.
@@ -51,17 +57,19 @@ def format_submission(
     frame = pd.DataFrame({format.id_column: pd.Series(ids, dtype=object)})
     if format.shape == "label":
         labels = np.array(format.labels, dtype=object)
-        frame[format.columns[0]] = labels[task.class_index(values)]
+        frame[format.columns[0]] = labels[np.asarray(task.decide(values, decisions)).astype(np.int64)]
     elif format.shape == "string":
-        frame[format.columns[0]] = _strings(task, format, values, sample)
+        frame[format.columns[0]] = _strings(task, format, values, sample, decisions)
     else:
-        if task.name != "regression":
+        if format.hard:
+            values = task.one_hot(task.decide(values, decisions))
+        elif task.name != "regression":
             # Blending may overshoot by a rounding error; anything more is for check_submission to refuse.
             near = (values > -OVERSHOOT) & (values < 1 + OVERSHOOT)
             values = np.where(near, np.clip(values, 0, 1), values)
         for column, name in zip(format.columns, format.classes, strict=True):
             found = _of_class(task, values, name)
-            frame[column] = (found >= task.threshold).astype(np.int64) if format.hard else found
+            frame[column] = found.astype(np.int64) if format.hard else found
     return frame[order]
 
 
@@ -211,11 +219,18 @@ def _may_be_empty(format: SubmissionFormat, sample: pd.DataFrame | None) -> bool
     return bool((cells.astype(str).str.strip() == "").any()) and not bool((cells.astype(str).str.strip() == "").all())
 
 
-def _strings(task: Task, format: SubmissionFormat, values: Floats, sample: pd.DataFrame | None) -> list[str]:
-    chosen = values >= task.threshold
+def _strings(
+    task: Task,
+    format: SubmissionFormat,
+    values: Floats,
+    sample: pd.DataFrame | None,
+    decisions: Decisions | None,
+) -> list[str]:
+    chosen = np.asarray(task.decide(values, decisions)).astype(bool)
     empty = ~chosen.any(axis=1)
     if empty.any() and not _may_be_empty(format, sample):
-        warn(f"{int(empty.sum())} images have no label above {task.threshold:g}: their most likely one is submitted")
+        above = f"{task.threshold:g}" if decisions is None else "its threshold"
+        warn(f"{int(empty.sum())} images have no label above {above}: their most likely one is submitted")
         chosen[empty, values[empty].argmax(axis=1)] = True
     names = format.labels
     return [task.separator.join(names[column] for column in np.flatnonzero(row)) for row in chosen]

@@ -1,5 +1,6 @@
 """Training of one fold."""
 
+from goldfold.teaching import OnlineTeacher
 from goldfold.training.finish import drop_resume_state, is_done
 from goldfold.training.job import FoldJob, FoldResult, Recipe
 from goldfold.training.loop import train_fold
@@ -9,6 +10,7 @@ __all__ = [
     "FoldJob",
     "FoldResult",
     "LrRange",
+    "OnlineTeacher",
     "Recipe",
     "drop_resume_state",
     "find_lr_range",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +13,29 @@ from torch import Tensor
 
 from goldfold import files
 from goldfold.averaging import average_states, greedy_soup, update_batch_norm
-from goldfold.bundle import Bundle, load_weights, save_weights, write_bundle
+from goldfold.bundle import Bundle, load_weights, prediction_images, save_weights, write_bundle
 from goldfold.data import rows_of
-from goldfold.images import Images, ImageSpec
 from goldfold.machine import Machine
 from goldfold.metrics import better, score
 from goldfold.models import Classifier
 from goldfold.paths import FoldPaths
-from goldfold.predict import predict_images
+from goldfold.predict import predict_images, predict_views
 from goldfold.pruning import apply_masks
 from goldfold.records import Floats, Predictions
 from goldfold.seeds import seed_everything
 from goldfold.training.checkpoint import save_state
 from goldfold.training.job import BATCH_NORM, FoldJob
 from goldfold.training.session import Session, make_loader, prepared, save
-from goldfold.tta import make_views
+from goldfold.tta import IDENTITY, ViewTable, combine, make_views, single_view
 
 
 def validate(job: FoldJob, machine: Machine, session: Session) -> dict[str, float | None]:
-    """Scores of a single view; the views of ``tta`` are for the final predictions."""
+    """Scores of a single view at the test size; the views of ``tta`` are for the final predictions."""
     found: list[Any] = [None]
     if session.accelerator.is_main_process:
-        found = [_scores(job, machine, session.evaluated)]
+        seen = _validation_view(job, machine, session.evaluated)
+        session.validated = (session.progress.epoch, seen)
+        found = [_scores(job, seen)]
     # Batch-norm statistics differ between processes; all must agree on when to stop.
     return broadcast_object_list(found)[0]  # type: ignore[no-any-return]
 
@@ -86,25 +86,39 @@ def finish(job: FoldJob, machine: Machine, session: Session) -> None:
             load_weights(_best_weights(paths, session.progress.best_epoch), model)
         chosen = _averaged(job, machine, session)
         save_weights(paths.weights, model)
-        oof = _predict(job, machine, model, job.images, job.valid_ids, job.valid_metadata)
+        recipe = job.recipe
+        auto = recipe.tta.views == "auto"
+        oof = _predict_valid(job, machine, model, _seen_before(session, chosen, train.keep))
         fold = np.full(len(job.valid_ids), job.fold, dtype=np.int64)
         Predictions(job.valid_ids, oof, job.task.classes, job.run, fold).write(paths.oof, job.id_column)
-        if job.test is not None:
-            test = _predict(job, machine, model, job.test, job.test.ids, job.test_metadata)
+        if auto:
+            # The views are chosen when all folds are done, and the test images predicted by those alone.
+            paths.test.unlink(missing_ok=True)
+        elif job.test is not None:
+            test = predict_images(
+                model,
+                job.test,
+                rows_of(job.test, job.test.ids),
+                views=make_views(recipe.tta, job.spec.size),
+                how=recipe.tta.merge,
+                metadata=job.test_metadata,
+                **_common(job, machine),
+            )
             Predictions(job.test.ids, test, job.task.classes, job.run).write(paths.test, job.id_column)
-        recipe = job.recipe
         bundle = Bundle(
             run=job.run,
             fold=job.fold,
             seed=job.seed,
             task=job.task,
             model=job.spec,
-            images=ImageSpec.from_config(recipe.input),
-            views=recipe.tta.model_dump(mode="json")["views"],
+            images=prediction_images(recipe.input, recipe.tta),
+            views=recipe.tta.model_dump(mode="json")["candidates" if auto else "views"],
             merge=recipe.tta.merge,
             id_column=job.id_column,
             weights_sha256=files.sha256_file(paths.weights),
             metadata=job.metadata,
+            size=recipe.tta.size or job.spec.size,
+            chosen=(IDENTITY,) if auto else None,
         )
         write_bundle(paths.bundle, bundle)
         best = session.progress.best_epoch
@@ -135,7 +149,7 @@ def _averaged(job: FoldJob, machine: Machine, session: Session) -> list[int] | N
 
     def evaluate(state: dict[str, Tensor]) -> float:
         put(state)
-        value = _scores(job, machine, session.model)[job.metrics[0].name]
+        value = _scores(job, _validation_view(job, machine, session.model))[job.metrics[0].name]
         return math.nan if value is None else value
 
     if train.soup.method == "uniform":
@@ -183,35 +197,60 @@ def drop_resume_state(paths: FoldPaths) -> None:
     files.remove_leftovers(paths.folder)
 
 
-def _scores(job: FoldJob, machine: Machine, model: Classifier) -> dict[str, float | None]:
-    values = _predict(job, machine, model, job.images, job.valid_ids, job.valid_metadata, single_view=True)
+def _scores(job: FoldJob, seen: Floats) -> dict[str, float | None]:
+    values = job.task.normalise(seen)
     scores = {metric.name: score(metric, job.task, job.valid_targets, values) for metric in job.metrics}
     return {name: float(value) if math.isfinite(value) else None for name, value in scores.items()}
 
 
-def _predict(
-    job: FoldJob,
-    machine: Machine,
-    model: Classifier,
-    images: Images,
-    ids: Sequence[str],
-    metadata: Floats | None,
-    single_view: bool = False,
-) -> Floats:
-    tta = job.recipe.tta
-    views = make_views(tta.model_copy(update={"views": "none"}) if single_view else tta)
-    return predict_images(
+def _validation_view(job: FoldJob, machine: Machine, model: Classifier) -> Floats:
+    """Probabilities (N, C) of the validation images in a single view."""
+    images = job.images if job.valid_images is None else job.valid_images
+    return predict_views(
         model,
         images,
-        rows_of(images, ids),
-        task=job.task,
-        views=views,
-        how=tta.merge,
-        batch_size=tta.batch_size,
-        machine=machine,
-        metadata=metadata,
-        what=f"{job.run} fold {job.fold}: predicting",
+        rows_of(images, job.valid_ids),
+        views=[single_view(job.recipe.tta, job.spec.size)],
+        metadata=job.valid_metadata,
+        **_common(job, machine),
+    )[0]
+
+
+def _seen_before(session: Session, averaged: list[int] | None, keep: str) -> Floats | None:
+    """What the last validation computed, where it was by the very weights that are kept."""
+    if session.validated is None or keep != "last" or averaged is not None:
+        return None
+    epoch, seen = session.validated
+    return seen if epoch == session.progress.epoch else None
+
+
+def _predict_valid(job: FoldJob, machine: Machine, model: Classifier, seen: Floats | None) -> Floats:
+    """Out-of-fold predictions (N, C). With ``tta.views: auto`` those of the identity, and views.parquet for the choice."""
+    tta, images = job.recipe.tta, job.images if job.valid_images is None else job.valid_images
+    known = {} if seen is None else {single_view(tta, job.spec.size).name: seen}
+    views = make_views(tta, job.spec.size)
+    rows = rows_of(images, job.valid_ids)
+    if tta.views != "auto":
+        common = _common(job, machine)
+        metadata = job.valid_metadata
+        return predict_images(model, images, rows, views=views, how=tta.merge, metadata=metadata, known=known, **common)
+    every = predict_views(
+        model, images, rows, views=views, metadata=job.valid_metadata, known=known, **_common(job, machine)
     )
+    table = ViewTable(job.valid_ids, tuple(view.name for view in views), every, job.task.classes)
+    table.write(job.paths.views, job.id_column)
+    return combine([every], [0], tta.merge, job.task)
+
+
+def _common(job: FoldJob, machine: Machine) -> dict[str, Any]:
+    tta = job.recipe.tta
+    return {
+        "task": job.task,
+        "batch_size": tta.batch_size,
+        "machine": machine,
+        "size": tta.size or job.spec.size,
+        "what": f"{job.run} fold {job.fold}: predicting",
+    }
 
 
 def _best_weights(paths: FoldPaths, epoch: int) -> Path:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from goldfold.config.schema import Augment, Balance, Input, Loss, Mix, Model, Optim, Schedule, Train, Tta
+from goldfold.config.schema import Augment, Balance, Input, Loss, Mix, Model, Optim, Schedule, Teacher, Train, Tta
 from goldfold.data import Examples
 from goldfold.images import Images
 from goldfold.losses import AuxiliaryTask
@@ -15,6 +15,7 @@ from goldfold.models import ModelSpec
 from goldfold.paths import FoldPaths
 from goldfold.records import Floats
 from goldfold.tasks import Task
+from goldfold.teaching import OnlineTeacher
 
 INIT, ORDER, MIX, EPOCH, ERASE, BATCH_NORM = range(1, 7)
 """What a derived seed is for; keeps the streams of one fold apart."""
@@ -34,6 +35,7 @@ class Recipe:
     train: Train
     balance: Balance
     tta: Tta
+    teacher: Teacher = field(default_factory=Teacher)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +43,9 @@ class FoldJob:
     """All that one fold's training needs; nothing is looked up elsewhere.
 
     ``examples``: training rows; ``valid_ids`` with ``valid_targets`` (V, C) lie in ``images``; ``test`` may be absent.
+    ``valid_images``: the same ids as prediction sees them, where ``tta.size`` is larger than what is trained on.
     ``metadata`` encodes the CSV's columns: ``valid_metadata`` (V, M) and ``test_metadata`` (T, M) come from it.
-    ``cache``: where features of a frozen trunk are kept.
+    ``cache``: where features of a frozen trunk are kept. ``teacher``: networks to distil from on the batch as augmented.
     """
 
     run: str
@@ -66,6 +69,8 @@ class FoldJob:
     test_metadata: Floats | None = None
     auxiliary: tuple[AuxiliaryTask, ...] = ()
     cache: Path | None = None
+    teacher: OnlineTeacher | None = None
+    valid_images: Images | None = None
 
 
 @dataclass(frozen=True)

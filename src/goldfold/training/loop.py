@@ -48,7 +48,9 @@ def train_fold(job: FoldJob, machine: Machine, tracker: WandbRun) -> FoldResult:
         if loader is None or order is None or state is not None:
             order, loader = make_loader(job, machine, session, stretch)
         prune(job, session)
-        seed_everything(job.seed, job.fold, EPOCH, at.epoch)
+        # Each process draws masks of its own; a single one as if there were no others.
+        rank = session.accelerator.process_index
+        seed_everything(job.seed, job.fold, EPOCH, at.epoch, *([rank] if rank else []))
         order.epoch = at.epoch
         epoch_started = time.monotonic()
         train_loss, images_seen = train_epoch(job, machine, session, loader, rates)
@@ -128,13 +130,17 @@ def backward(
         clean = len(batch.targets) if job.recipe.loss.jsd else 0
         erased = erase_batch(stretch.augment.erase, images[clean:], job.seed, job.fold, ERASE, *seed)
         images = torch.cat([images[:clean], erased])
+    features: tuple[Tensor, ...] = ()
+    if session.teachers is not None:
+        batch, features = session.teachers.teach(batch, images, session.model)
     metadata = None
     if batch.metadata.shape[1]:
         metadata = batch.metadata.repeat(len(images) // len(batch.targets), 1)
     with accelerator.no_sync(session.wrapped) if not sync else nullcontext():
         with machine.autocast():
             logits = session.wrapped(images, metadata)
-        loss = session.loss(logits, batch.targets, batch.weights, batch.auxiliary, batch.auxiliary_weights)
+        labels = (batch.targets, batch.weights, batch.auxiliary, batch.auxiliary_weights)
+        loss = session.loss(logits, *labels, batch.teacher, batch.teacher_weights, features)
         session.scaler.scale(loss / in_window).backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 
@@ -158,7 +164,11 @@ def update(session: Session, rate: float) -> None:
 
 
 def _mixed(job: FoldJob, batch: TrainBatch, mixing: Mixing) -> TrainBatch:
-    targets, weights = mixing.targets(batch.targets, batch.weights)
+    """The batch's labels mixed as its images are, each kind by the weight that it has in its row's loss."""
+    taught = batch.weights * batch.teacher_weights
+    targets, _ = mixing.targets(batch.targets, batch.weights - job.recipe.teacher.distill.weight * taught)
+    weights = mixing.values(batch.weights)
+    teacher, taught = mixing.targets(batch.teacher, taught)
     columns, masks = [batch.auxiliary[:, :0]], [batch.auxiliary_weights[:, :0]]
     for place, task in enumerate(job.auxiliary):
         column, mask = mixing.targets(batch.auxiliary[:, slice(*task.columns)], batch.auxiliary_weights[:, place])
@@ -170,6 +180,8 @@ def _mixed(job: FoldJob, batch: TrainBatch, mixing: Mixing) -> TrainBatch:
         metadata=mixing.values(batch.metadata),
         auxiliary=torch.cat(columns, dim=1),
         auxiliary_weights=torch.cat(masks, dim=1),
+        teacher=teacher,
+        teacher_weights=taught / weights.clamp_min(1e-12),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from goldfold.config.consistency import merged
 from goldfold.config.schema import Augment, Mix, Optim, Schedule
@@ -15,7 +15,11 @@ from goldfold.training.job import Recipe
 
 @dataclass(frozen=True)
 class Stretch:
-    """A phase with every setting filled in. ``first``: its first epoch, from 0; ``size`` in pixels."""
+    """A phase, or the part of it before or after pseudo-labels end, with every setting filled in.
+
+    ``number``: of the phase, from 0; ``first``: its first epoch, from 0; ``size`` in pixels; ``pseudo``: whether it
+    trains on pseudo-labelled rows, where there are any.
+    """
 
     number: int
     first: int
@@ -29,6 +33,7 @@ class Stretch:
     frozen: Stages
     restart: bool
     reset: bool
+    pseudo: bool = True
 
     @property
     def end(self) -> int:
@@ -38,10 +43,13 @@ class Stretch:
 def make_plan(recipe: Recipe) -> tuple[Stretch, ...]:
     """``train.phases`` over the experiment's own settings; one stretch where there are none.
 
-    The optimizer's state is reset where a phase says so or names another optimizer. Raises BadInput when a phase would
-    keep the state of another optimizer, and on milestones that never come.
+    The optimizer's state is reset where a phase says so or names another optimizer. The last
+    ``teacher.pseudo.cool_down`` epochs are stretches without pseudo-labels, which go on with schedule and state. Raises
+    BadInput when a phase would keep the state of another optimizer, and on milestones that never come.
     """
     plan = _stretches(recipe)
+    if recipe.teacher.pseudo.cool_down:
+        plan = _cooled(plan, recipe.train.epochs - recipe.teacher.pseudo.cool_down)
     for begin, end in _schedules(plan):
         check_schedule(recipe.schedule, sum(stretch.epochs for stretch in plan[begin:end]))
     return plan
@@ -49,7 +57,7 @@ def make_plan(recipe: Recipe) -> tuple[Stretch, ...]:
 
 def _schedules(plan: Sequence[Stretch]) -> list[tuple[int, int]]:
     """From and to (not included) of the stretches that share one run of the schedule."""
-    begins = [stretch.number for stretch in plan if stretch.restart]
+    begins = [place for place, stretch in enumerate(plan) if stretch.restart]
     return list(zip(begins, [*begins[1:], len(plan)], strict=True))
 
 
@@ -102,6 +110,21 @@ def _stretches(recipe: Recipe) -> tuple[Stretch, ...]:
     return tuple(plan)
 
 
+def _cooled(plan: Sequence[Stretch], epoch: int) -> tuple[Stretch, ...]:
+    """The plan without pseudo-labels from epoch ``epoch`` (from 0) on: the stretch that it falls into becomes two."""
+    cooled: list[Stretch] = []
+    for stretch in plan:
+        before = min(max(epoch - stretch.first, 0), stretch.epochs)
+        if before:
+            cooled.append(replace(stretch, epochs=before))
+        if before == 0:
+            cooled.append(replace(stretch, pseudo=False))
+        elif before < stretch.epochs:
+            rest = stretch.epochs - before
+            cooled.append(replace(stretch, first=epoch, epochs=rest, restart=False, reset=False, pseudo=False))
+    return tuple(cooled)
+
+
 def at_epoch(plan: Sequence[Stretch], epoch: int) -> Stretch:
     """The stretch that epoch ``epoch`` (from 0) belongs to; the last one after the end."""
     return next((stretch for stretch in plan if epoch < stretch.end), plan[-1])
@@ -134,7 +157,8 @@ class Pace:
 
     def _clock(self, stretch: Stretch) -> tuple[Clock, int]:
         """The clock of the schedule that covers the stretch, and the global step at which it starts."""
-        begin, end = next((begin, end) for begin, end in _schedules(self.plan) if begin <= stretch.number < end)
+        place = next(place for place, other in enumerate(self.plan) if other.first == stretch.first)
+        begin, end = next((begin, end) for begin, end in _schedules(self.plan) if begin <= place < end)
         start = sum(self.plan[k].epochs * self.steps[k] for k in range(begin))
         scheduled = self.plan[-1].end - self.swa_epochs
         starts = [0]

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -18,19 +20,33 @@ from torch import Tensor
 
 from goldfold.augment import make_augmenter
 from goldfold.averaging import Swa, make_ema
-from goldfold.balance import class_weights, draw_epoch, rare_rows
+from goldfold.balance import class_weights, rare_rows
 from goldfold.config.schema import Augment
-from goldfold.data import Batches, EpochOrder, FeatureBatches, PixelBatches, TrainBatch, train_loader
+from goldfold.data import (
+    Batches,
+    EpochOrder,
+    FeatureBatches,
+    PixelBatches,
+    TrainBatch,
+    counted_rows,
+    draw_rows,
+    parts_of,
+    train_loader,
+)
 from goldfold.errors import BadInput
-from goldfold.features import Features, open_features
+from goldfold.features import Features, JoinedFeatures, open_features
+from goldfold.images import ImageSpec
 from goldfold.images.colour import InputColours
 from goldfold.losses import JointLoss, make_joint
 from goldfold.machine import Machine
 from goldfold.models import Classifier, build_model, set_frozen, trainable_names, try_sizes
 from goldfold.models.trunk import split_trunk
 from goldfold.optim import make_optimizer, scaled_lr
+from goldfold.predict import try_views
 from goldfold.pruning import apply_masks, magnitude_masks
+from goldfold.records import Floats, Ints
 from goldfold.seeds import seed_everything
+from goldfold.teaching import Teachers, check_teachers, load_teachers
 from goldfold.training.job import INIT, ORDER, FoldJob
 from goldfold.training.plan import Pace, Stretch, at_epoch, make_plan
 
@@ -53,7 +69,10 @@ class Progress:
 
 @dataclass
 class Session:
-    """``model``: the whole network; ``tail``: the part that a step runs (the whole, or what follows a cached trunk)."""
+    """``model``: the whole network; ``tail``: the part that a step runs (the whole, or what follows a cached trunk).
+
+    ``teachers`` answer on each batch; they are no part of what is saved.
+    """
 
     accelerator: Accelerator
     plan: tuple[Stretch, ...]
@@ -64,10 +83,13 @@ class Session:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     loss: JointLoss
-    features: Features | None = None
+    features: Features | JoinedFeatures | None = None
     ema: ModelEmaV3 | None = None
     swa: Swa | None = None
     masks: dict[str, Tensor] | None = None
+    teachers: Teachers | None = None
+    validated: tuple[int, Floats] | None = None
+    """The last validated epoch and the probabilities (N, C) of its single view, where this process computed it."""
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -88,22 +110,26 @@ def start(job: FoldJob, machine: Machine, state: dict[str, Any] | None = None) -
     # The other processes wait while the first predicts, for longer than the 10 minutes that NCCL would give it.
     patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=1))
     accelerator = Accelerator(cpu=machine.device.type == "cpu", kwargs_handlers=[patience])
+    teachers = _teachers(job, machine)
+    projections = teachers.widths if teachers is not None and recipe.teacher.distill.features else ()
     seed_everything(job.seed, job.fold, INIT)
     model = build_model(
         job.spec,
         weights=job.weights,
         hub=recipe.model.pretrained and job.weights is None,
         auxiliary=[task.n_logits for task in job.auxiliary],
+        projections=projections,
         zero_init_last=recipe.model.zero_init_last,
         kaiming=recipe.model.head.init == "kaiming",
     )
     set_frozen(model, stretch.frozen, recipe.model.freeze.batch_norm)
     model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
     try_sizes(model, [job.spec.size, *(other.size for other in plan)])
+    try_views(model, recipe.tta)
     features, tail = None, model
     if recipe.model.freeze.cache:
         features, tail = _cached_trunk(job, machine, model)
-    weights = class_weights(recipe.balance, job.examples.targets, job.task)
+    weights = class_weights(recipe.balance, job.examples.targets[_counted(job)], job.task)
     spec = job.spec
     session = Session(
         accelerator=accelerator,
@@ -122,8 +148,11 @@ def start(job: FoldJob, machine: Machine, state: dict[str, Any] | None = None) -
             target_std=None if spec.target_std is None else torch.tensor(spec.target_std),
             scale=recipe.model.head.scale,
             auxiliary=job.auxiliary,
+            distill=recipe.teacher.distill,
+            projections=projections,
         ),
         features=features,
+        teachers=teachers,
         progress=progress,
     )
     if recipe.train.ema.decay:
@@ -133,6 +162,16 @@ def start(job: FoldJob, machine: Machine, state: dict[str, Any] | None = None) -
     if state is not None:
         _restore(session, state)
     return session
+
+
+def _teachers(job: FoldJob, machine: Machine) -> Teachers | None:
+    """The networks that answer on each batch. Raises LeakError and BadInput, before anything is trained."""
+    if job.teacher is None:
+        return None
+    if job.recipe.model.freeze.cache:
+        raise ValueError("a network behind stored features shows its teachers no images; give it label_views' labels")
+    check_teachers(job.teacher, job.task, job.spec, ImageSpec.from_config(job.recipe.input))
+    return load_teachers(job.teacher, machine, job.fold, job.recipe.teacher.leaky)
 
 
 def enter(job: FoldJob, session: Session, stretch: Stretch) -> str | None:
@@ -187,10 +226,9 @@ def prune(job: FoldJob, session: Session) -> None:
 def pace(session: Session, job: FoldJob) -> Pace:
     """The rate of every step, from the number of steps that each phase takes."""
     world = session.accelerator.num_processes
-    rows = len(draw_epoch(job.recipe.balance, job.examples.targets, job.task, 0))
     steps = []
     for stretch in session.plan:
-        batches = max(rows // (stretch.batch_size * world), 1)
+        batches = max(len(_rows(job, stretch, 0)) // (stretch.batch_size * world), 1)
         steps.append(math.ceil(batches / stretch.accumulate))
     swa = job.recipe.train.swa
     return Pace(session.plan, tuple(steps), job.recipe.schedule, swa.epochs, swa.lr_factor)
@@ -202,17 +240,26 @@ def peak_rate(stretch: Stretch, accelerator: Accelerator, lr: float | None = Non
     return scaled_lr(stretch.optim, stretch.optim.lr if lr is None else lr, batch)
 
 
+def _rows(job: FoldJob, stretch: Stretch, seed: int) -> Ints:
+    """The row numbers of one epoch of the stretch."""
+    examples, recipe = job.examples, job.recipe
+    share = recipe.teacher.pseudo.sampling_prob
+    return draw_rows(
+        examples.kind, examples.targets, recipe.balance, job.task, seed, pseudo=stretch.pseudo, sampling_prob=share
+    )
+
+
+def _counted(job: FoldJob) -> npt.NDArray[np.bool_]:
+    return counted_rows(job.examples.kind, job.recipe.teacher.pseudo.sampling_prob)
+
+
 def make_loader(
     job: FoldJob, machine: Machine, session: Session, stretch: Stretch
 ) -> tuple[EpochOrder, Batches[TrainBatch]]:
     """The batches of a phase and the order that says which epoch they are of."""
     recipe, examples = job.recipe, job.examples
-
-    def draw(seed: int) -> Any:
-        return draw_epoch(recipe.balance, examples.targets, job.task, seed)
-
     order = EpochOrder(
-        draw,
+        lambda seed: _rows(job, stretch, seed),
         stretch.batch_size,
         job.seed,
         job.fold,
@@ -228,7 +275,7 @@ def make_loader(
         views = 3 if recipe.loss.jsd else 1
         rare = rare_augment = None
         if recipe.balance.rare_preset is not None:
-            rare = rare_rows(recipe.balance, examples.targets, job.task)
+            rare = rare_rows(recipe.balance, examples.targets, job.task, _counted(job))
             other = Augment(preset=recipe.balance.rare_preset, add=stretch.augment.add)
             rare_augment = make_augmenter(other, stretch.size, views, colours, crop=recipe.input.size)
         augmenter = make_augmenter(stretch.augment, stretch.size, views, colours, crop=recipe.input.size)
@@ -245,7 +292,8 @@ def prepared(machine: Machine, session: Session, pixels: Tensor) -> Tensor:
     return values.contiguous(memory_format=machine.memory_format) if values.ndim == 4 else values
 
 
-def _cached_trunk(job: FoldJob, machine: Machine, model: Classifier) -> tuple[Features, Classifier]:
+def _cached_trunk(job: FoldJob, machine: Machine, model: Classifier) -> tuple[JoinedFeatures, Classifier]:
+    """The features of all images, a store for each data set, and the part of the network behind them."""
     freeze, images = job.recipe.model.freeze, job.examples.images
     if job.cache is None or images.digest is None:
         raise BadInput("model.freeze.cache", "features are stored beside decoded images", "set input.cache to true")
@@ -256,25 +304,23 @@ def _cached_trunk(job: FoldJob, machine: Machine, model: Classifier) -> tuple[Fe
     names = trainable_names(model, freeze.stages, freeze.batch_norm)
     state = {name: value for name, value in model.backbone.state_dict().items() if f"backbone.{name}" not in names}
     spec = {key: value for key, value in job.spec.to_dict().items() if key not in BEHIND_TRUNK}
-    features = open_features(
-        job.cache,
-        {
-            "state": digest_state(state),
-            "spec": spec,
-            "images": images.digest,
-            "stages": freeze.stages,
-            "precision": machine.precision,
-        },
-        split.trunk,
-        lambda pixels: model.prepare(pixels, machine.memory_format),
-        images,
-        size,
-        InputColours.from_config(job.recipe.input),
-        freeze.cache_views,
-        machine,
-        what=f"{job.run}: features of the frozen stages",
-    )
-    return features, split.tail
+    key = {"state": digest_state(state), "spec": spec, "stages": freeze.stages, "precision": machine.precision}
+    features = [
+        open_features(
+            job.cache,
+            {**key, "images": part.digest},
+            split.trunk,
+            lambda pixels: model.prepare(pixels, machine.memory_format),
+            part,
+            size,
+            InputColours.from_config(job.recipe.input),
+            freeze.cache_views,
+            machine,
+            what=f"{job.run}: features of the frozen stages",
+        )
+        for part in parts_of(images)
+    ]
+    return JoinedFeatures(features), split.tail
 
 
 def digest_state(state: dict[str, Tensor]) -> str:

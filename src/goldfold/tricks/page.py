@@ -40,7 +40,7 @@ train: {epochs: 10}
 
 LATER = """\
 Not built yet: Fast AutoAugment, GAN-made training images, XNOR-Net's binary convolutions, structured pruning, the comparison
-of backbones by accuracy, speed and memory.
+of backbones by accuracy, speed and memory, the best ensemble within a time budget.
 """
 
 

@@ -10,6 +10,8 @@ from goldfold.tricks.image import IMAGE
 from goldfold.tricks.mixing import MIXING
 from goldfold.tricks.models import MODELS
 from goldfold.tricks.optimisation import OPTIMISATION
+from goldfold.tricks.prediction import PREDICTION
+from goldfold.tricks.rounds import ROUNDS
 from goldfold.tricks.trick import Trick
 
 SECTIONS: dict[str, str] = {
@@ -17,9 +19,13 @@ SECTIONS: dict[str, str] = {
     "B": "Augmentation across images, and extra data",
     "C": "Models",
     "D": "Optimisation",
+    "E": "Rounds",
+    "F": "Prediction and ensemble",
 }
 
-TRICKS: dict[str, Trick] = {trick.name: trick for trick in (*IMAGE, *MIXING, *MODELS, *OPTIMISATION)}
+TRICKS: dict[str, Trick] = {
+    trick.name: trick for trick in (*IMAGE, *MIXING, *MODELS, *OPTIMISATION, *ROUNDS, *PREDICTION)
+}
 """By name, in the catalogue's order."""
 
 RECIPES: dict[str, tuple[str, str]] = {
@@ -37,6 +43,10 @@ RECIPES: dict[str, tuple[str, str]] = {
         "Bao et al. 2022 (BEiT); He et al. 2022 (MAE)",
     ),
     "small-data": ("frozen batch-norm, heavy augmentation, multi-sample dropout", "Goldfold's own"),
+    "noisy-student": (
+        "dropout 0.5, drop-path 0.2, RandAugment, erasing, cool-down: the noise of a larger student",
+        "Xie et al. 2020",
+    ),
     "kaggle-classic": (
         "cutout, warm-up + cosine, 5× dropout head, rank-mean ensemble",
         "Ha, Liu and Liu 2020 (SIIM-ISIC, first place)",
@@ -55,15 +65,15 @@ NOT_TRICKS: dict[str, str] = {
     "input.cache_dir": "a place",
     "train.epochs": "a size of the training",
     "train.seed": "chance",
-    "train.seeds": "repetition, a matter of rounds",
     "train.channels_last": "speed; results stay the same but for rounding",
     "train.device": "the machine",
     "train.workers": "speed; results stay the same",
     "train.keep": "which epoch counts, see docs/decisions/0002-last-epoch.md",
     "train.validate_every": "how often the training is looked at",
     "train.early_stopping": "when a training ends; it looks at the validation fold",
-    "teacher": "rounds: pseudo-labels and distillation",
-    "tta": "prediction",
+    "teacher.runs": "names",
+    "teacher.leaky": "no trick but a mark, see docs/decisions/0004-leak-rule.md",
+    "tta.batch_size": "speed; results stay the same but for rounding",
     "tracking": "what is logged",
 }
 """Keys, or whole sections of keys, that are plain settings, each with the reason."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Section = Literal["A", "B", "C", "D"]
+Section = Literal["A", "B", "C", "D", "E", "F"]
 
 
 @dataclass(frozen=True)
 class Trick:
     """A switch of the training. ``name``: the word of `goldfold ablate`; ``row``: the row of the catalogue it serves.
 
-    ``keys``: dotted configuration keys; ``on`` and ``off``: dotted overrides that set them. Empty: no single switch does
+    ``keys``: dotted configuration keys, or ``rounds.<key>`` of a pipeline's rounds; ``on`` and ``off``: dotted overrides that set them. Empty: no single switch does
     it (``note`` says why). ``card``: the stem of its page in docs/tricks/; ``default`` and ``source`` are text.
     """
 

@@ -1,0 +1,177 @@
+"""How a pipeline is made small: the canary's own experiments and rounds, written beside its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from goldfold import files
+from goldfold.config import Config, changed_keys, config_from_dict, dump_yaml
+from goldfold.config.schema import (
+    Augment,
+    Balance,
+    Folds,
+    Freeze,
+    Loss,
+    Mix,
+    Optim,
+    PseudoLabelRound,
+    Schedule,
+    SubmitRound,
+    Train,
+    TrainRound,
+)
+from goldfold.errors import BadInput
+from goldfold.paths import find_input
+from goldfold.pipeline.graph import Plan
+
+FOLD = "goldfold_canary_fold"
+"""The column of the canary's train CSV that holds the folds."""
+LR = 1e-3
+BATCH = 16
+OWN = ("competition.", "folds.", "model.weights=", "input.size=", "train.seed=", "train.seeds=")
+"""Overrides that are settled when the pipeline is read: the canary has its own competition, folds, paths and size, and shifts the seeds."""
+
+EVERY_IMAGE: dict[str, Any] = {"min_prob": 0.0, "top_k": None, "margin": None}
+"""All images of the pool are labelled: on shuffled labels teachers are seldom sure, and the path would go untested."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A round. ``hears``: its teachers, or an ensemble's members; ``leaky``: on purpose, itself or one that it hears."""
+
+    name: str
+    kind: str
+    hears: tuple[str, ...]
+    leaky: bool
+
+
+def shrink(
+    config: Config, *, root: Path, labels: Sequence[str], folds: int, size: int, epochs: int, seed: int, pool: bool
+) -> Config:
+    """``config`` on the canary's competition, small and made to memorise. What is tested stays: teachers, TTA
+    and network of the rounds.
+
+    ``root``: the project's, where weights lie. ``labels``: the task's, in order, as the sample may lack some (empty: the
+    task has none). ``pool``: whether there is an unlabelled pool beside the test set. ``seed`` shifts the run's seeds.
+    """
+    values = config.model_dump(mode="json")
+    competition, model, train = values["competition"], values["model"], values["train"]
+    competition |= {
+        "train_csv": "data/train.csv",
+        "test_csv": "data/test.csv",
+        "sample_submission": None,
+        "image_path": "data/images/{%s}.png" % config.competition.id,  # noqa: UP031 - the braces are the pattern's
+        "test_image_path": None,
+        "group": None,  # twins cross folds on purpose
+        "classes": list(labels) or None,
+        "external": [],
+        "unlabelled": [],
+    }
+    if pool:
+        competition["unlabelled"] = [{"csv": "data/unlabelled.csv", "image_path": competition["image_path"]}]
+    values["folds"] = _defaults(Folds(scheme="column", n=folds, column=FOLD))
+    values["input"] |= {"size": size, "resize": "squash", "range": "full", "cache": True}
+    values["input"] |= {"cache_size": None, "cache_dir": None}
+    values["augment"], values["mix"] = _defaults(Augment(preset="none")), _defaults(Mix())
+    values["balance"], values["schedule"] = _defaults(Balance()), _defaults(Schedule())
+    values["loss"] = _defaults(Loss(margin=config.loss.margin))
+    values["optim"] = _defaults(Optim(lr=LR, weight_decay=0.0))
+    model |= {"drop_rate": 0.0, "drop_path_rate": 0.0, "freeze": _defaults(Freeze())}
+    model["head"]["dropouts"] = 1
+    model["metadata"]["drop_rate"] = 0.0
+    if config.model.weights is not None:
+        model["weights"] = str(find_input(root, config.competition.name, config.model.weights).resolve())
+    kept = {key: train[key] for key in ("precision", "channels_last", "device")}
+    values["train"] = {
+        **_defaults(Train()),
+        **kept,
+        "epochs": epochs,
+        "batch_size": BATCH,
+        "validate_every": epochs,
+        "workers": 0,
+        "seed": config.train.seed + seed,
+        # One further seed shows what the others would: the paths of seeds are the same.
+        "seeds": [other + seed for other in config.train.seeds[:1]],
+    }
+    values["teacher"]["pseudo"] |= {key: value for key, value in EVERY_IMAGE.items() if _teaches(config)}
+    tta = config.tta
+    if tta.size is not None:  # in the same proportion
+        values["tta"]["size"] = max(1, round(tta.size * size / config.input.size))
+    values["tracking"]["wandb"] = False
+    return config_from_dict(values, f"the canary's form of {config.name}")
+
+
+def _teaches(config: Config) -> bool:
+    return config.teacher.pseudo.labels != "none"
+
+
+def _defaults(section: Any) -> dict[str, Any]:
+    return dict(section.model_dump(mode="json"))
+
+
+def changes(old: Mapping[str, Config], new: Mapping[str, Config]) -> dict[str, Any]:
+    """Dotted keys in which the canary's experiments differ from the pipeline's, with their new value; a list of values
+    where experiments differ. Competition and folds are its own altogether and not listed."""
+    found: dict[str, list[Any]] = {}
+    for name, config in new.items():
+        after = config.model_dump(mode="json")
+        for key in changed_keys(old[name].model_dump(mode="json"), after):
+            if key.split(".")[0] in ("competition", "folds", "name"):
+                continue
+            node: Any = after
+            for part in key.split("."):
+                node = node[part]
+            found.setdefault(key, []).append(node)
+    return {key: values[0] if all(v == values[0] for v in values) else values for key, values in found.items()}
+
+
+def kept_overrides(overrides: Sequence[str]) -> list[str]:
+    """The overrides that hold for the canary's experiments as they hold for the pipeline's."""
+    return [text for text in overrides if not text.startswith(OWN)]
+
+
+def write_pipeline(folder: Path, plan: Plan, configs: Mapping[str, Config]) -> Path:
+    """Write the experiments and the rounds, without submissions, into ``folder``; returns the pipeline's path."""
+    rounds: list[dict[str, Any]] = []
+    for item in plan.rounds:
+        if isinstance(item.step, SubmitRound):
+            continue
+        values = item.step.model_dump(mode="json")
+        if isinstance(item.step, PseudoLabelRound):
+            values |= EVERY_IMAGE
+        if isinstance(item.step, TrainRound):
+            name = str(item.name)
+            files.write_text(folder / f"{name}.yaml", dump_yaml(configs[name]))
+            values |= {"experiment": f"{name}.yaml", "name": name, "set": {}}
+        rounds.append(values)
+    path = folder / "pipeline.yaml"
+    values = {"name": plan.pipeline.name, "rounds": rounds}
+    files.write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
+    return path
+
+
+def listen(plan: Plan) -> tuple[Listener, ...]:
+    """Every round but submissions: what it hears, and whether it is leaky on purpose. Whoever hears a leaky round is.
+
+    Raises BadInput when a round hears what is on disk already: that was trained on the true labels.
+    """
+    found: dict[str, Listener] = {}
+    for item in plan.rounds:
+        if isinstance(item.step, SubmitRound):
+            continue
+        for other in item.needs:
+            if other not in found:
+                raise BadInput(
+                    f"{plan.path}: rounds.{item.number - 1}",
+                    f"'{other}' is made by no round, and the canary needs every teacher and member on shuffled labels",
+                    "put its round into the pipeline",
+                )
+        leaky = item.config is not None and item.config.teacher.leaky
+        leaky = leaky or any(found[other].leaky for other in item.needs)
+        found[str(item.name)] = Listener(str(item.name), item.step.kind, item.needs, leaky)
+    return tuple(found.values())

@@ -1,0 +1,94 @@
+"""A competition of random textures: nothing to learn, so that a network can only remember."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from PIL import Image
+
+SIZE = 16
+SMALL = ["--rows", "80", "--epochs", "10", "--size", str(SIZE), "train.batch_size=12", "optim.lr=4e-3"]
+"""A small network remembers 80 textures of 16 pixels in 10 epochs, which take half a second."""
+
+
+def make_textures(
+    root: Path, rounds: list[dict[str, Any]], task: str = "multiclass", rows: int = 84, **sections: Any
+) -> Path:
+    """Write data/ and configs/ under ``root``; returns the pipeline's path."""
+    rng = np.random.default_rng(0)
+    data = root / "data" / "textures"
+    (data / "images").mkdir(parents=True)
+    names = {"train": [f"a{row:03d}" for row in range(rows)], "test": [f"b{row:02d}" for row in range(20)]}
+    names["more"] = [f"c{row:02d}" for row in range(20)]
+    for name in (name for part in names.values() for name in part):
+        pixels = rng.integers(0, 256, (SIZE + 4, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(data / "images" / f"{name}.png")
+    for part in ("test", "more"):
+        pd.DataFrame({"id": names[part]}).to_csv(data / f"{part}.csv", index=False)
+    train = pd.DataFrame({"id": names["train"], "site": [f"s{row % 9}" for row in range(rows)], "fold": range(rows)})
+    if task == "multilabel":
+        targets: Any = ["x", "y"]
+        train["x"], train["y"] = rng.integers(0, 2, rows), rng.integers(0, 2, rows)
+    else:
+        targets = "label"
+        kinds = np.arange(rows) % (2 if task == "binary" else 3)
+        train["label"] = rng.normal(5, 3, rows).round(3) if task == "regression" else np.array(["x", "y", "z"])[kinds]
+    train.to_csv(data / "train.csv", index=False)
+    metric = {"regression": "rmse", "multilabel": "macro_auc", "binary": "auc"}.get(task, "accuracy")
+    config: dict[str, Any] = {
+        "competition": {
+            "name": "textures",
+            "task": task,
+            "metric": metric,
+            "train_csv": "data/textures/train.csv",
+            "test_csv": "data/textures/test.csv",
+            "image_path": "data/textures/images/{id}.png",
+            "target": targets,
+            "group": "site",
+        },
+        "folds": {"scheme": "group", "n": 2},
+        "input": {"size": 64},
+        "model": {"backbone": "test_byobnet", "pretrained": False, "drop_rate": 0.3},
+        "loss": {"smoothing": 0.0 if task in ("regression", "multilabel") else 0.1},
+        "mix": {"mixup": 0.2},
+        "train": {"epochs": 3, "device": "cpu"},
+        "tta": {"views": "none"},
+    }
+    for name, values in sections.items():
+        config[name] = {**config.get(name, {}), **values}
+    folder = root / "configs"
+    folder.mkdir()
+    (folder / "net.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    filled = [
+        {"experiment": "net.yaml", **step} if "kind" in step and step["kind"] != "ensemble" else step for step in rounds
+    ]
+    (folder / "rounds.yaml").write_text(yaml.safe_dump({"name": "rounds", "rounds": filled}), encoding="utf-8")
+    return Path("configs/rounds.yaml")
+
+
+TEACHER = {"kind": "train", "name": "teacher"}
+PSEUDO = {"kind": "pseudo_label", "name": "pseudo", "teachers": ["teacher"], "labels": "soft"}
+DISTIL = {"kind": "distill", "name": "distil", "teachers": ["teacher"], "weight": 0.8}
+HONEST = [
+    TEACHER,
+    PSEUDO,
+    DISTIL,
+    {"kind": "ensemble", "name": "blend", "members": ["teacher", "pseudo", "distil"], "method": "simplex"},
+]
+LEAKY = [
+    {**PSEUDO, "name": "leaky-pseudo", "leaky": True},
+    {**DISTIL, "name": "leaky-distil", "leaky": True},
+]
+OTHERS = [
+    TEACHER,
+    {**DISTIL, "name": "online", "how": "online", "weight": 1.0},
+    {**DISTIL, "name": "cross-fitted", "how": "cross_fitted", "inner": 2},
+    {"kind": "ensemble", "name": "blend", "members": ["teacher", "online"], "method": "simplex"},
+    {**PSEUDO, "name": "taught-by-blend", "teachers": ["blend"], "labels": "hard"},
+    {**DISTIL, "name": "leaky-online", "how": "online", "weight": 1.0, "leaky": True},
+    {**DISTIL, "name": "taught-by-leaky", "teachers": ["leaky-online"]},
+]
