@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -230,34 +231,34 @@ def test_a_run_of_other_folds_does_not_teach(
     assert "the run 'tiny' was trained on other folds" in line
 
 
-def test_an_ensemble_whose_members_were_trained_anew_is_made_again(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def stale(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the member 'other' had been trained anew since 'pair' was made of it."""
     monkeypatch.chdir(finished)
     table = Path("runs/other/oof.parquet")
     before = table.read_bytes()
     table.write_bytes(Path("runs/tiny/oof.parquet").read_bytes())
-    try:
-        assert main(["run", write(pseudo("late", "pair")), *QUICK]) == 2
-    finally:
-        table.write_bytes(before)
+    yield
+    table.write_bytes(before)
+
+
+@pytest.mark.usefixtures("stale")
+def test_an_ensemble_whose_members_were_trained_anew_is_made_again(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", write(pseudo("late", "pair")), *QUICK]) == 2
     assert "made of other predictions of 'other'" in capsys.readouterr().err
     assert not Path("runs/late").exists()
 
 
-def test_a_stale_ensemble_is_not_submitted(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(finished)
-    table = Path("runs/other/oof.parquet")
-    before = table.read_bytes()
-    table.write_bytes(Path("runs/tiny/oof.parquet").read_bytes())
-    try:
-        assert main(["submit", "pair"]) == 2
-    finally:
-        table.write_bytes(before)
+@pytest.mark.usefixtures("stale")
+def test_a_stale_ensemble_is_not_submitted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "pair", "--out", "stale.csv"]) == 2
     assert "made of other predictions of 'other'" in capsys.readouterr().err
-    assert main(["submit", "pair", "--out", "again.csv"]) == 0
+    assert not Path("stale.csv").exists()
+
+
+def test_a_fresh_ensemble_is_submitted(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished)
+    assert main(["submit", "pair", "--out", "fresh.csv"]) == 0
 
 
 PEEKING: list[dict[str, object]] = [

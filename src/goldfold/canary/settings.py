@@ -98,16 +98,13 @@ def shrink(
         # One further seed shows what the others would: the paths of seeds are the same.
         "seeds": [other + seed for other in config.train.seeds[:1]],
     }
-    values["teacher"]["pseudo"] |= {key: value for key, value in EVERY_IMAGE.items() if _teaches(config)}
+    if config.teacher.pseudo.labels != "none":
+        values["teacher"]["pseudo"] |= EVERY_IMAGE
     tta = config.tta
     if tta.size is not None:  # in the same proportion
         values["tta"]["size"] = max(1, round(tta.size * size / config.input.size))
     values["tracking"]["wandb"] = False
     return config_from_dict(values, f"the canary's form of {config.name}")
-
-
-def _teaches(config: Config) -> bool:
-    return config.teacher.pseudo.labels != "none"
 
 
 def _defaults(section: Any) -> dict[str, Any]:
