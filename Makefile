@@ -9,12 +9,12 @@ PINS := constraints.txt pyproject.toml
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint kernel-test clean
 
 help:  ## List the targets
 	@echo "make TARGET [ARGS=...] [PYTHON=python3.12]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.dev-installed  ## Make .venv with everything that working on Goldfold needs
 
@@ -28,6 +28,19 @@ lint: $(VENV)/.dev-installed  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+kernel-test: $(VENV)/.demo-installed  ## Run the kernel as Kaggle does, on its package versions (PACK=DIR; none: the tiny demo's)
+ifdef PACK
+	$(BIN)/goldfold kernel-test $(PACK) $(ARGS)
+else
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+		$(BIN)/goldfold -C $$folder demo --tiny && \
+		$(BIN)/goldfold -C $$folder export digits --to packs/digits && \
+		for layout in competitions datasets flat; do \
+			$(BIN)/goldfold -C $$folder kernel-test packs/digits --unreadable 1 --layout $$layout \
+				--cache $(CURDIR)/.cache/goldfold $(ARGS) || exit 1; \
+		done
+endif
 
 clean:  ## Remove .venv and the tools' caches; data, weights and runs stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -15,7 +15,9 @@ from goldfold.paths import shipped_configs
 
 CONFIGS = shipped_configs()
 RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))
-SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.name != "base.yaml" and path not in RECIPES)
+SHIPPED = sorted(
+    path for path in CONFIGS.rglob("*.yaml") if path.name not in ("base.yaml", "sweep.yaml") and path not in RECIPES
+)
 PIPELINES = [path for path in SHIPPED if is_pipeline(path)]
 EXPERIMENTS = [path for path in SHIPPED if path not in PIPELINES]
 
@@ -31,6 +33,12 @@ def test_the_demos_are_there() -> None:
         "elpv/lite0.yaml",
         "elpv/lite1.yaml",
         "elpv/pipeline.yaml",
+        "elpv/student.yaml",
+        "elpv/distillation.yaml",
+        "elpv-few/competition.yaml",
+        "elpv-few/lite0.yaml",
+        "elpv-few/noisy.yaml",
+        "elpv-few/pipeline.yaml",
         "digits/competition.yaml",
         "digits/resnet.yaml",
         "digits/efficientnet.yaml",

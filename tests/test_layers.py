@@ -15,7 +15,7 @@ LAYERS = (
     ("folds", "metrics", "images", "augment", "mix", "losses", "schedules", "tta", "balance", "metadata", "lr_range"),
     ("machine", "data", "models", "optim", "averaging", "pruning", "features", "bundle", "teaching", "tracking"),
     ("training", "predict"),
-    ("rounds", "ensemble", "submission"),
+    ("rounds", "ensemble", "submission", "inference", "kaggle"),
     ("pipeline",),
     ("demo", "canary"),
     ("cli",),

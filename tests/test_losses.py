@@ -24,6 +24,7 @@ from goldfold.losses import (
     make_joint,
     make_loss,
     smooth,
+    softened,
 )
 from goldfold.tasks import Task
 
@@ -491,8 +492,33 @@ def test_distilling_numbers_is_in_units_of_the_targets_deviation_and_has_no_temp
         make_distil(task, 2.0)
 
 
+SHARE = torch.tensor(
+    [
+        [0.0, 0.0, 1.0],
+        [0.5, 0.5, 0.0],
+        [0.4, 0.3, 0.3],
+        [0.3334, 0.3333, 0.3333],
+        [1.0 - 1e-6, 1e-6, 0.0],
+        [1.0000001, -1e-7, 0.0],  # as 1 less a float32 gives
+        [1.0, 1e-30, 1e-38],
+    ]
+)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-3, 0.02, 0.5, 1.0, 20.0, 1e4])
+def test_softened_rows_sum_to_1_at_any_temperature(temperature: float) -> None:
+    found = softened(SHARE, temperature)
+    assert found.isfinite().all()
+    assert torch.allclose(found.sum(dim=1), torch.ones(len(SHARE)), atol=1e-6)
+    assert (found[SHARE <= 0] == 0).all()
+    expected = (SHARE.double().clamp_min(0).log() / temperature).softmax(dim=1)
+    assert torch.allclose(found.double(), expected, atol=2e-3)
+    # A row without any probability stays one; nothing is divided by 0.
+    assert softened(torch.zeros(2, 3), temperature).tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
 @pytest.mark.parametrize("task", [BINARY, TAGS, ABC, GRADES], ids=lambda task: task.name)
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 20.0])
+@pytest.mark.parametrize("temperature", [1e-3, 0.5, 1.0, 20.0])
 def test_distillation_is_finite_and_never_negative_where_probabilities_are_0_or_1(
     task: Task, temperature: float
 ) -> None:

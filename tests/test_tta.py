@@ -186,6 +186,29 @@ class TestNetworksOfAFixedSize:
         try_views(build(), Tta(views="scales", size=48))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_full_gpu_is_no_view_that_a_network_cannot_take(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller tells of the memory; tta.views would be the wrong thing to change."""
+    model = build().train(training)
+
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", full)
+        with pytest.raises(torch.OutOfMemoryError, match=r"2\.00 GiB"):
+            try_views(model, Tta(views="d4"))
+    assert model.training is training
+
+    def wrong(*arguments: object) -> None:
+        raise RuntimeError("size mismatch")
+
+    monkeypatch.setattr(model, "forward", wrong)
+    with pytest.raises(BadInput, match=r"tta\.views: test_efficientnet cannot take .* \(size mismatch\)"):
+        try_views(model, Tta(views="d4"))
+    assert model.training is training
+
+
 def probabilities(first: list[float]) -> Floats:
     return np.array([[value, 1 - value] for value in first], dtype=np.float32)
 

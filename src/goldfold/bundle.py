@@ -83,7 +83,11 @@ def write_bundle(path: Path, bundle: Bundle) -> None:
 def read_bundle(folder: Path) -> Bundle:
     """The description in ``folder/bundle.json``. Raises BadInput."""
     path = folder / "bundle.json"
-    values = files.read_json(path)
+    return bundle_from_dict(files.read_json(path), path)
+
+
+def bundle_from_dict(values: Any, path: Path) -> Bundle:
+    """The inverse of ``Bundle.to_dict``, through JSON; empties ``values``. Raises BadInput, naming ``path``."""
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise BadInput(path, f"not a bundle of format {FORMAT}", "export it with this version of Goldfold")
     try:

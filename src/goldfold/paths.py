@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-KAGGLE_INPUT = Path("/kaggle/input")
-KAGGLE_WORKING = Path("/kaggle/working")
+# Elsewhere only for rehearsals of a Kaggle notebook.
+KAGGLE_INPUT = Path(os.environ.get("GOLDFOLD_INPUT") or "/kaggle/input")
+KAGGLE_WORKING = Path(os.environ.get("GOLDFOLD_WORKING") or "/kaggle/working")
 
 
 def on_kaggle() -> bool:
@@ -40,7 +42,7 @@ def find_input(root: Path, name: str, path: str) -> Path:
 
 def environment_dir(root: Path) -> Path:
     """Where the decoded cache goes: Kaggle saves all of its working folder as output, so not there."""
-    return Path("/kaggle/temp") if on_kaggle() else root / ".cache"
+    return KAGGLE_WORKING.parent / "temp" if on_kaggle() else root / ".cache"
 
 
 @dataclass(frozen=True)

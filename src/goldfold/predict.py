@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from goldfold.bundle import Bundle
 from goldfold.config.schema import Tta
-from goldfold.data import plain_loader, rows_of
 from goldfold.errors import BadInput, GoldfoldError
 from goldfold.images import Images
+from goldfold.images.batches import plain_loader, rows_of
 from goldfold.images.colour import InputColours
 from goldfold.machine import Machine
 from goldfold.models import Classifier
@@ -78,6 +79,17 @@ def predict_views(
     return np.concatenate(parts, axis=1) if parts else empty
 
 
+@contextmanager
+def in_inference(model: Classifier) -> Iterator[None]:
+    """Batch-norm and dropout as at prediction; afterwards the model is in the mode in which it came, errors or not."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 @torch.inference_mode()
 def _batches(
     model: Classifier,
@@ -97,35 +109,53 @@ def _batches(
     if all(view.name in known for view in views):
         yield torch.from_numpy(np.stack([known[view.name] for view in views]))
         return
-    was_training = model.training
-    model.eval()
     pinned = machine.device.type == "cuda"
     colours = InputColours(model.spec.colour, model.spec.local_mean)
     loader = plain_loader(images, rows, size, batch_size, workers=machine.workers, pin_memory=pinned, colours=colours)
-    start = 0
-    for pixels in progress(loader, what, len(loader), "batches"):
-        prepared = model.prepare(pixels.to(machine.device, non_blocking=True), machine.memory_format)
-        place = slice(start, start + len(pixels))
-        columns = None
-        if metadata is not None and metadata.shape[1]:
-            columns = torch.from_numpy(metadata[place]).to(machine.device)
-        start += len(pixels)
-        seen = []
-        for view in views:
-            if view.name in known:
-                seen.append(torch.from_numpy(known[view.name][place]).to(machine.device))
-                continue
-            # Turning an image may change its memory format, and convolutions would pay for it.
-            shown = view(prepared).contiguous(memory_format=machine.memory_format)
-            with machine.autocast():
-                logits = model(shown, columns)
-            seen.append(model.probabilities(logits))
-        batch = torch.stack(seen).cpu()
-        if not batch.isfinite().all():
-            mend = "train with a lower optim.lr, or with train.precision=fp32"
-            raise GoldfoldError(f"{what}: the network gives NaN; {mend}")
-        yield batch
-    model.train(was_training)
+    with in_inference(model):
+        start = 0
+        for pixels in progress(loader, what, len(loader), "batches"):
+            place = slice(start, start + len(pixels))
+            columns = None if metadata is None else metadata[place]
+            start += len(pixels)
+            batch = forward_views(
+                model, pixels, views, machine, columns, {name: values[place] for name, values in known.items()}
+            )
+            if not batch.isfinite().all():
+                mend = "train with a lower optim.lr, or with train.precision=fp32"
+                raise GoldfoldError(f"{what}: the network gives NaN; {mend}")
+            yield batch
+
+
+@torch.inference_mode()
+def forward_views(
+    model: Classifier,
+    pixels: Tensor,
+    views: Sequence[View],
+    machine: Machine,
+    metadata: Floats | None = None,
+    known: Mapping[str, Floats] | None = None,
+) -> Tensor:
+    """Probabilities (V, B, C) float32 on the CPU of uint8 ``pixels`` (B, S, S, C), a forward pass a view.
+
+    ``model`` is in eval mode on the machine's device. ``metadata`` (B, M); ``known``: by a view's name what it gave of
+    these images before, (B, C).
+    """
+    prepared = model.prepare(pixels.to(machine.device, non_blocking=True), machine.memory_format)
+    columns = None
+    if metadata is not None and metadata.shape[1]:
+        columns = torch.from_numpy(metadata).to(machine.device)
+    seen = []
+    for view in views:
+        if known and view.name in known:
+            seen.append(torch.from_numpy(known[view.name]).to(machine.device))
+            continue
+        # Turning an image may change its memory format, and convolutions would pay for it.
+        shown = view(prepared).contiguous(memory_format=machine.memory_format)
+        with machine.autocast():
+            logits = model(shown, columns)
+        seen.append(model.probabilities(logits))
+    return torch.stack(seen).cpu()
 
 
 def try_views(model: Classifier, tta: Tta) -> None:
@@ -133,34 +163,33 @@ def try_views(model: Classifier, tta: Tta) -> None:
 
     Raises BadInput in one line where it cannot take a view: networks of a fixed size take no other.
     """
-    spec, was_training = model.spec, model.training
+    spec = model.spec
     device = next(model.parameters()).device
     side = tta.size or spec.size
     metadata = None if spec.metadata is None else torch.zeros(2, spec.metadata.width, device=device)
     blank = torch.zeros(2, side, side, spec.channels, dtype=torch.uint8, device=device)
     tried: set[tuple[int, ...]] = set()
-    model.eval()
-    for view in (single_view(tta, spec.size), *make_views(tta, spec.size)):
-        try:
-            with torch.inference_mode():
-                seen = view(model.prepare(blank))
-                shape = tuple(seen.shape[2:])
-                if shape not in tried:
-                    model(seen, metadata)
-                tried.add(shape)
-        except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
-            if isinstance(error, torch.OutOfMemoryError | BadInput):
-                raise
-            reason = " ".join(str(error).split())[:160]
-            shown = f"the view '{view.name}' of images of side {side}"
-            where = "tta.size" if view.name == IDENTITY and tta.size else "tta.views"
-            mend = (
-                f"leave tta.size at {spec.size}"
-                if where == "tta.size"
-                else "take views of one size, such as flip or d4"
-            )
-            raise BadInput(where, f"{spec.backbone} cannot take {shown} ({reason})", mend) from error
-    model.train(was_training)
+    with in_inference(model):
+        for view in (single_view(tta, spec.size), *make_views(tta, spec.size)):
+            try:
+                with torch.inference_mode():
+                    seen = view(model.prepare(blank))
+                    shape = tuple(seen.shape[2:])
+                    if shape not in tried:
+                        model(seen, metadata)
+                    tried.add(shape)
+            except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+                if isinstance(error, torch.OutOfMemoryError | BadInput):
+                    raise
+                reason = " ".join(str(error).split())[:160]
+                shown = f"the view '{view.name}' of images of side {side}"
+                where = "tta.size" if view.name == IDENTITY and tta.size else "tta.views"
+                mend = (
+                    f"leave tta.size at {spec.size}"
+                    if where == "tta.size"
+                    else "take views of one size, such as flip or d4"
+                )
+                raise BadInput(where, f"{spec.backbone} cannot take {shown} ({reason})", mend) from error
 
 
 def bundle_views(bundle: Bundle) -> list[View]:

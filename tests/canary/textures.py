@@ -56,7 +56,7 @@ def make_textures(
         "loss": {"smoothing": 0.0 if task in ("regression", "multilabel") else 0.1},
         "mix": {"mixup": 0.2},
         "train": {"epochs": 3, "device": "cpu"},
-        "tta": {"views": "none"},
+        "tta": {"views": "flips"},
     }
     for name, values in sections.items():
         config[name] = {**config.get(name, {}), **values}
@@ -73,6 +73,8 @@ def make_textures(
 TEACHER = {"kind": "train", "name": "teacher"}
 PSEUDO = {"kind": "pseudo_label", "name": "pseudo", "teachers": ["teacher"], "labels": "soft"}
 DISTIL = {"kind": "distill", "name": "distil", "teachers": ["teacher"], "weight": 0.8}
+# Only the round that hears them names the unlabelled images.
+UNLABELLED = [{"csv": "data/textures/more.csv", "image_path": "data/textures/images/{id}.png"}]
 HONEST = [
     TEACHER,
     PSEUDO,
@@ -83,6 +85,16 @@ LEAKY = [
     # Only the surest images, which the canary does not let stand: the path must be walked to be heard.
     {**PSEUDO, "name": "leaky-pseudo", "leaky": True, "min_prob": 0.999, "top_k": 1, "margin": 0.01},
     {**DISTIL, "name": "leaky-distil", "leaky": True},
+    {**DISTIL, "name": "leaky-online", "how": "online", "weight": 1.0, "leaky": True},
+    # An ensemble's labels of the unlabelled images.
+    {
+        **PSEUDO,
+        "name": "leaky-unlabelled",
+        "teachers": ["blend"],
+        "leaky": True,
+        "images": "unlabelled",
+        "set": {"competition.unlabelled": UNLABELLED},
+    },
 ]
 OTHERS = [
     TEACHER,

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from goldfold.ensemble import decisions as room
 from goldfold.ensemble.decisions import check_decisions, decides, fit_decisions, fixed_decisions
 from goldfold.ensemble.tally import METRICS, Tally, tally
 from goldfold.errors import BadInput
 from goldfold.metrics import METRICS as NAMES
 from goldfold.metrics import Metric, get_metric, score
-from goldfold.records import Floats
+from goldfold.records import Floats, Ints
 from goldfold.tasks import Decisions, Task
 
 BINARY = Task("binary", ("1",), "0")
@@ -105,6 +106,69 @@ def test_multipliers_help_a_rare_class() -> None:
     assert found is not None
     assert found.values[2] > found.values[0]
     assert decided(THREE, metric, targets, values, found) > decided(THREE, metric, targets, values, None) + 0.05
+
+
+class TestSampledMultipliers:
+    """Of very many rows some are searched; all of them judge what is found."""
+
+    LIMIT = 500
+
+    @pytest.fixture(autouse=True)
+    def _few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(room, "SEARCH_ROWS", self.LIMIT)
+
+    def rare(self, count: int) -> tuple[Floats, Floats]:
+        """The third class is rare and its probabilities are too low."""
+        rng = np.random.default_rng(3)
+        truth = rng.choice(3, count, p=[0.6, 0.3, 0.1])
+        targets = np.eye(3, dtype=np.float32)[truth]
+        return THREE.normalise(rng.random((count, 3)) * 0.5 + 0.4 * targets + [0.5, 0.1, 0.0]), targets
+
+    @pytest.mark.parametrize("count", [LIMIT, LIMIT + 1, 2 * LIMIT - 1, 3 * LIMIT, 20 * LIMIT + 7])
+    def test_about_the_limit_is_searched_and_comes_from_everywhere(
+        self, count: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        values, targets = self.rare(count)
+        values[:, 0] = np.linspace(0.1, 0.2, count)  # tells a row's place
+        seen: list[tuple[Floats, Ints]] = []
+        real = room._search_multipliers
+
+        def spy(part: Floats, truth: Ints, quality: room.Quality) -> tuple[float, ...]:
+            seen.append((part[:, 0].copy(), truth))
+            return real(part, truth, quality)
+
+        monkeypatch.setattr(room, "_search_multipliers", spy)
+        fit_decisions("fitted", values, targets, THREE, get_metric("macro_f1"))
+        ((part, truth),) = seen
+        places = np.searchsorted(values[:, 0], part)
+        assert np.array_equal(truth, targets.argmax(axis=1)[places])
+        assert self.LIMIT / 2 < len(set(places)) == len(part) <= 1.1 * self.LIMIT
+        assert np.histogram(places, bins=10, range=(0, count))[0].min() >= len(part) / 20
+        assert count > self.LIMIT or len(part) == count
+
+    def test_what_a_sample_finds_helps_all_rows(self) -> None:
+        values, targets = self.rare(4 * self.LIMIT)
+        metric = get_metric("macro_f1")
+        found = fit_decisions("fitted", values, targets, THREE, metric)
+        assert found is not None
+        assert found.values[2] > found.values[0]
+        reached, fixed = (decided(THREE, metric, targets, values, each) for each in (found, None))
+        assert reached > fixed + 0.1
+
+    def test_what_would_harm_the_other_rows_is_not_taken(self) -> None:
+        """The searched rows would like the third class everywhere; all others are right as they are."""
+        count = 4 * self.LIMIT
+        values = np.tile(np.array([0.5, 0.3, 0.2], dtype=np.float32), (count, 1))
+        values[1::2] = [0.3, 0.5, 0.2]
+        truth = values.argmax(axis=1)
+        truth[::4] = 2
+        targets = np.eye(3, dtype=np.float32)[truth]
+        metric = get_metric("accuracy")
+        sample = fit_decisions("fitted", values[::4], targets[::4], THREE, metric)
+        assert sample is not None
+        assert decided(THREE, metric, targets[::4], values[::4], sample) == 1
+        assert decided(THREE, metric, targets, values, sample) < decided(THREE, metric, targets, values, None)
+        assert fit_decisions("fitted", values, targets, THREE, metric) == fixed_decisions(THREE)
 
 
 @pytest.mark.parametrize(("task", "name"), PAIRS, ids=lambda part: part if isinstance(part, str) else part.name)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from goldfold import files
@@ -28,6 +28,7 @@ TASKS = {
     "multiclass": (Task("multiclass", ("a", "b", "c")), "macro_f1"),
     "ordinal": (Task("ordinal", ("0", "1", "2")), "qwk"),
     "multilabel": (Task("multilabel", ("x", "y")), "macro_f1"),
+    "regression": (Task("regression", ("y",)), "rmse"),
 }
 ROWS = 18
 IDS = [f"i{row}" for row in range(ROWS)]
@@ -48,6 +49,8 @@ def draw(task: Task, seed: int, one_class_fold: bool, ties: bool) -> tuple[list[
     fold = rng.permutation(np.arange(ROWS) % 3).astype(np.int64)
     if task.name in ("multiclass", "ordinal"):
         targets = np.eye(classes, dtype=np.float32)[rng.integers(0, classes, ROWS)]
+    elif task.name == "regression":
+        targets = rng.normal(size=(ROWS, classes)).round(1).astype(np.float32)
     else:
         targets = rng.integers(0, 2, (ROWS, classes)).astype(np.float32)
     if one_class_fold:
@@ -70,7 +73,8 @@ def write(folder: Path, name: str, task: Task, values: Floats, fold: Ints, order
     )
     files.write_parquet(paths.oof, oof.iloc[order])
     files.write_parquet(paths.test, test.iloc[test_order])
-    files.write_json(paths.cv, {"leaky": False, "folds": [{"fold": int(number)} for number in np.unique(fold)]})
+    numbers = [{"fold": int(number)} for number in np.unique(fold)]
+    files.write_json(paths.cv, {"leaky": False, "optimistic": False, "folds": numbers})
 
 
 def blend(folder: Path, names: list[str], kind: str, targets: Floats, **settings: Any) -> dict[str, bytes]:
@@ -104,8 +108,10 @@ def test_any_order_is_the_same_ensemble(
     task, _ = TASKS[kind]
     values, targets, fold = draw(task, seed, one_class_fold, ties)
     rng = np.random.default_rng(seed + 1)
-    settings = {"method": method, "decisions": "fitted"}
-    settings["calibration"] = "temperature" if calibrated and method != "rank_mean" else "none"
+    numbers = kind == "regression"  # which nothing calibrates or decides, and whose ranks and products mean nothing
+    assume(not numbers or method not in ("gmean", "rank_mean"))
+    settings = {"method": method, "decisions": "fixed" if numbers else "fitted"}
+    settings["calibration"] = "temperature" if calibrated and method != "rank_mean" and not numbers else "none"
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for number, order in enumerate((["one", "two", "three"], names)):
@@ -116,7 +122,7 @@ def test_any_order_is_the_same_ensemble(
             found.append(blend(place, order, kind, targets, **settings))
     assert found[0] == found[1]
     record = json.loads(found[0]["ensemble.json"])
-    assert [step["step"] for step in record["steps"]][-1] == "decisions"
+    assert [step["step"] for step in record["steps"]][-1] == ("blend" if numbers else "decisions")
     weights = np.array(list(record["fold_weights"]["1"].values()))
     assert (weights >= 0).all()
     assert weights.sum() == pytest.approx(1)

@@ -207,6 +207,33 @@ def test_an_undefined_score_is_null(tmp_path: Path) -> None:
     assert "NaN" not in (tmp_path / "nan" / "ensemble.json").read_text()
 
 
+def test_folds_without_a_score_are_left_out_of_the_deviation(tmp_path: Path) -> None:
+    """Fold 2 holds one class alone, so it has no AUC; the others still have a spread."""
+    task, metric = Task("binary", ("1",), "0"), get_metric("auc")
+    truth = (np.arange(ROWS) // 3 % 2).astype(np.float32)[:, None]
+    truth[FOLD == 2] = 0
+
+    def one(name: str, seed: int) -> Member:
+        values = np.random.default_rng(seed).random((ROWS, 1)).astype(np.float32)
+        return Member(name, Predictions(IDS, values, ("1",), name, FOLD), None, f"digest-{seed}")
+
+    record = make(
+        tmp_path / "mix", [one("one", 2), one("two", 3)], truth=(IDS, truth), task=task, metric=metric, extra_metrics=[]
+    )
+    for kind in ("cv", "cross_fitted"):
+        scores = [each["score"] for each in record[kind]["folds"]]
+        assert scores[2] is None
+        assert record[kind]["std"] == pytest.approx(np.std(scores[:2], ddof=1))
+        assert record[kind]["std"] > 0
+    # With a single one left there is no spread.
+    truth[FOLD == 1] = 1
+    record = make(
+        tmp_path / "mix", [one("one", 2), one("two", 3)], truth=(IDS, truth), task=task, metric=metric, extra_metrics=[]
+    )
+    assert [each["score"] is None for each in record["cv"]["folds"]] == [False, True, True]
+    assert record["cv"]["std"] is None
+
+
 def test_align_takes_the_first_members_order() -> None:
     first, second = shuffled(member("one", 1), 5), member("two", 2)
     aligned = align([first, second])
@@ -294,6 +321,17 @@ def test_a_leaky_member_marks_the_ensemble(tmp_path: Path) -> None:
     assert rows["leaky"].to_dict() == {"one": False, "two": True}
 
 
+def test_an_optimistic_member_marks_the_ensemble(tmp_path: Path) -> None:
+    """And an ensemble that was made before the member became one is made anew."""
+    plain, chosen = member("one", 1), replace(member("two", 2), optimistic=True)
+    honest = make(tmp_path / "mix", [plain, replace(chosen, optimistic=False)])
+    marked = make(tmp_path / "mix", [shuffled(plain, 3), shuffled(chosen, 4)])
+    assert (honest["optimistic"], marked["optimistic"]) == (False, True)
+    assert [each["optimistic"] for each in marked["members"]] == [False, True]
+    assert marked["leaky"] is False
+    assert json.loads((tmp_path / "mix" / "ensemble.json").read_text()) == marked
+
+
 @pytest.mark.parametrize("method", ["simplex", "rank_mean", "stacking"])
 def test_stored_blends_are_read_back(tmp_path: Path, method: BlendMethod) -> None:
     members = [member("two", 2), member("one", 1)]
@@ -350,13 +388,16 @@ def test_load_member(tmp_path: Path) -> None:
     one.oof.write(paths.oof, "id")
     with pytest.raises(BadInput, match=r"not finished .*goldfold train"):
         load_member(paths)
-    paths.cv.write_text("{}")
-    with pytest.raises(BadInput, match="not the scores of a run"):
-        load_member(paths)
-    paths.cv.write_text(json.dumps({"leaky": True, "folds": [{"fold": fold} for fold in (2, 0, 1)]}))
+    marks = {"leaky": True, "optimistic": True}
+    for lacking in ({}, {"folds": [], "leaky": True}, {"folds": [], "optimistic": True}):
+        paths.cv.write_text(json.dumps(lacking))
+        with pytest.raises(BadInput, match="not the scores of a run"):
+            load_member(paths)
+    paths.cv.write_text(json.dumps({**marks, "folds": [{"fold": fold} for fold in (2, 0, 1)]}))
     bare = load_member(paths)
     assert bare.test is None
     assert bare.leaky
+    assert bare.optimistic
     assert bare.folds == (0, 1, 2)
     one.test.write(paths.test, "id")
     whole = load_member(paths)

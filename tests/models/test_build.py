@@ -14,7 +14,7 @@ from torch import nn
 
 from goldfold.config.schema import Input, Model
 from goldfold.errors import BadInput
-from goldfold.models import Classifier, MetadataShape, ModelSpec, build_model, make_spec
+from goldfold.models import Classifier, MetadataShape, ModelSpec, build_model, make_spec, try_sizes
 from tests.models.networks import MULTI, build
 
 SHAPE = MetadataShape(numeric=2, categories=(3, 4))
@@ -181,3 +181,21 @@ def test_metadata_of_another_layout_are_refused() -> None:
     for shape in (None, MetadataShape(1, (3, 4)), MetadataShape(2, (3,))):
         with pytest.raises(ValueError, match="encoded metadata"):
             build(metadata=COLUMNS, shape=shape)
+
+
+def test_a_full_gpu_is_no_size_that_a_network_cannot_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller tells of the memory; input.size may be right for a smaller batch or another GPU."""
+    model = build()
+
+    def failing(error: Exception) -> None:
+        def forward(*arguments: object) -> None:
+            raise error
+
+        monkeypatch.setattr(model, "forward", forward)
+
+    failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    with pytest.raises(torch.OutOfMemoryError, match=r"2\.00 GiB"):
+        try_sizes(model, [32, 48])
+    failing(RuntimeError("size mismatch"))
+    with pytest.raises(BadInput, match=r"input\.size: test_efficientnet fails on images of side 32 \(size mismatch\)"):
+        try_sizes(model, [32, 48])

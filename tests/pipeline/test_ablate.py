@@ -110,7 +110,7 @@ class TestItems:
         assert item.on == {"augment.add": [{"ToGray": {"p": 0.1}}]}
 
     def test_a_section_as_value_leaves_its_other_keys(self) -> None:
-        (item,) = parse_items("ema:train.ema={decay: 0.9}", config(train={"ema": {"warmup": False}}))
+        (item,) = parse_items("ema:train.ema={decay: 0.9}", config(train={"ema": {"decay": 0.5, "warmup": False}}))
         assert item.on == {"train.ema.decay": 0.9}
 
     def test_a_new_key_of_a_free_section(self) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from goldfold.cli import main
+from goldfold.errors import GoldfoldError
+from goldfold.pipeline import stages
+from goldfold.training import FoldJob
 
 SMALL = ["folds.n=2", "train.epochs=3", "train.device=cpu"]
 
@@ -55,3 +59,25 @@ def test_nothing_but_scoring_reads_the_solution(project: Path) -> None:
     settings = ["folds.n=2", "train.epochs=1", "train.device=cpu"]
     assert main(["run", "configs/digits/pipeline.yaml", *settings]) == 0
     assert (project / "submissions/digits.csv").exists()
+
+
+def test_a_failed_round_does_not_hide_those_that_ended(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = stages.train_fold
+
+    def failing(job: FoldJob, *arguments: Any) -> Any:
+        if job.run == "digits-efficientnet":
+            raise GoldfoldError("the loss is nan; lower optim.lr")
+        return real(job, *arguments)
+
+    monkeypatch.setattr(stages, "train_fold", failing)
+    assert main(["demo", "--tiny", "folds.n=2", "train.epochs=1", "train.device=cpu"]) == 1
+    shown = capsys.readouterr()
+    cv = json.loads((project / "runs/digits-resnet/cv.json").read_text())
+    assert re.search(rf"^1 train +digits-resnet +{cv['mean']:.4f} ± {cv['std']:.4f} ", shown.out, re.MULTILINE)
+    assert re.search(r"^2 train +digits-efficientnet +failed", shown.out, re.MULTILINE)
+    assert "round 3 digits-first: skipped: it needs digits-efficientnet" in shown.out
+    (line,) = (text for text in shown.err.splitlines() if text.startswith("goldfold: "))
+    assert line.startswith("goldfold: digits: not made: train digits-efficientnet (digits-efficientnet: fold0, fold1")
+    assert not (project / "submissions").exists()

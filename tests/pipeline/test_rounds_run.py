@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 
 from goldfold.cli import main
-from goldfold.errors import GoldfoldError
+from goldfold.errors import BadInput, GoldfoldError
 from goldfold.metrics import get_metric, score
 from goldfold.pipeline import stages
 from goldfold.pipeline.paired import Interval
@@ -146,6 +146,38 @@ class TestFailures:
         assert main(["run", path, *QUICK]) == 0
         assert begun == [("a", 0), ("p", 0), ("p", 1)]
         assert {row["state"] for row in read("pipelines/rounds.json")["rounds"]} == {"done"}
+
+    @pytest.mark.parametrize(
+        ("codes", "expected"),
+        [({"a": 2}, 2), ({"a": 1}, 1), ({"a": 2, "b": 2}, 2), ({"a": 2, "b": 1}, 1), ({"a": 1, "b": 2}, 1)],
+        ids=str,
+    )
+    def test_the_exit_code_is_2_where_every_failure_was_bad_input(
+        self,
+        codes: dict[str, int],
+        expected: int,
+        project: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """A round that is skipped for another's sake does not count."""
+        make_competition(project, rows=24, test_rows=6)
+        real = stages.train_fold
+
+        def failing(job: FoldJob, *arguments: Any) -> Any:
+            code = codes.get(job.run)
+            if code == 2:  # of one fold's own folder, which does not stop the others
+                raise BadInput(job.paths.folder, "another process is training this fold", "wait for it")
+            if code == 1:
+                raise GoldfoldError("the loss is nan; lower optim.lr")
+            return real(job, *arguments)
+
+        monkeypatch.setattr(stages, "train_fold", failing)
+        assert main(["run", write(train("a"), train("b", **OTHER), pseudo("p", "a")), *QUICK]) == expected
+        (line,) = (text for text in capsys.readouterr().err.splitlines() if text.startswith("goldfold: "))
+        assert "pseudo_label p (it needs a)" in line
+        states = {row["name"]: row["state"] for row in read("pipelines/rounds.json")["rounds"]}
+        assert states == {"a": "failed", "b": "failed" if "b" in codes else "done", "p": "skipped"}
 
 
 def all_kinds() -> str:
@@ -313,6 +345,35 @@ class TestLeaks:
         assert err.count("(leaky)") == 1
         assert not read("submissions/a.json")["leaky"]
         assert read("submissions/again.json")["leaky"]
+
+
+class TestOptimism:
+    def test_weights_that_validation_chose_are_marked_in_every_blend(
+        self, project: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        make_competition(project, rows=24, test_rows=6)
+        path = write(
+            train("a"),
+            train("b", **OTHER),
+            train("c", **{"train.keep": "best"}),
+            ensemble("plain", "a", "b"),
+            ensemble("mixed", "a", "c"),
+        )
+        assert main(["run", path, *QUICK]) == 0
+        out = capsys.readouterr().out
+        marks = {"a": False, "b": False, "c": True, "plain": False, "mixed": True}
+        found = {name: read(f"runs/{name}/cv.json")["optimistic"] for name in "abc"}
+        assert found == {name: marks[name] for name in "abc"}
+        for name in ("plain", "mixed"):
+            record = read(f"ensembles/{name}/ensemble.json")
+            assert record["optimistic"] is marks[name]
+            assert {member["name"]: member["optimistic"] for member in record["members"]} == {
+                member: marks[member] for member in (("a", "b") if name == "plain" else ("a", "c"))
+            }
+        assert {row["name"]: row["optimistic"] for row in read("pipelines/rounds.json")["rounds"]} == marks
+        note = "c, mixed: validation labels chose the weights, so these scores are a little too good"
+        assert note in out.splitlines()
+        assert f"- {note}" in Path("pipelines/rounds.md").read_text().splitlines()
 
 
 class TestValidations:

@@ -301,6 +301,31 @@ class TestAuto:
         assert changed == {*Path("runs/tiny").glob("fold*/oof.parquet"), *[Path("runs/tiny") / name for name in AGAIN]}
 
 
+def test_a_full_gpu_while_views_are_settled_is_told_as_that(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The network took every view in training; the test images in one batch are too many."""
+    plant(copy, helps(UPSIDE))
+    run = Path("runs/tiny")
+    for name in ("views.json", "cv.json"):
+        (run / name).unlink()
+
+    def full(*arguments: object, **settings: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "predict_bundle", full)
+        assert main(["train", str(copy)]) == 1
+    (line,) = (text for text in capsys.readouterr().err.splitlines() if text.startswith("goldfold: "))
+    assert line == f"goldfold: {run}: the GPU's memory is full; lower tta.batch_size"
+    assert not (run / "views.json").exists()
+    assert not (run / "cv.json").exists()
+    # The same command goes on, with smaller batches too.
+    assert main(["train", str(copy), "tta.batch_size=3"]) == 0
+    assert read(run / "views.json")["folds"]["0"]["chosen"] == ["identity", UPSIDE]
+    assert (run / "cv.json").exists()
+
+
 class Killed(BaseException):
     pass
 

@@ -85,6 +85,7 @@ def write_ensemble(
         "method": method,
         "calibration": "none",
         "leaky": False,
+        "optimistic": False,
         "fitted": blend(weights[None]),
         "fold_fitted": {str(fold): blend(values) for fold, values in weights.items() if fold is not None},
     }

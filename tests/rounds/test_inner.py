@@ -212,6 +212,31 @@ def test_a_teacher_that_was_taught_is_refused(teachers: Path, heard: Heard, caps
     )
 
 
+def test_several_processes_are_refused_in_one_line(
+    teachers: Path,
+    heard: Heard,
+    inner_jobs: list[FoldJob],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each of them would train the inner networks, into the same folders."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([*student(), *FIRST]) == 2
+    (line,) = (text for text in capsys.readouterr().err.splitlines() if text.startswith("goldfold: "))
+    assert line == (
+        "goldfold: teacher.distill.how: inner folds of cross_fitted are trained by one process; "
+        "start this run without a launcher"
+    )
+    assert not inner_jobs
+    assert not heard
+    assert not Path("runs/student/fold0/inner").exists()
+    # Stored probabilities need no training, and one process may train inner folds.
+    assert main([*student("teacher.distill.how=stored", "--run", "stored"), *FIRST]) == 0
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert main([*student(), *FIRST]) == 0
+    assert len(inner_jobs) == 3
+
+
 # --- the deal ---------------------------------------------------------------------------------------------------------
 
 

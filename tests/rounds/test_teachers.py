@@ -23,7 +23,8 @@ def finish(root: Path, name: str, folds: tuple[int, ...] = (0, 1), seeds: tuple[
     run.folder.mkdir(parents=True)
     run.config.write_text("")
     run.record.write_text(json.dumps({"leaky": leaky}))
-    run.cv.write_text(json.dumps({"folds": [{"fold": fold} for fold in folds], "seeds": list(seeds), "leaky": leaky}))
+    marks = {"leaky": leaky, "optimistic": False}
+    run.cv.write_text(json.dumps({"folds": [{"fold": fold} for fold in folds], "seeds": list(seeds), **marks}))
     from goldfold.records import Predictions
 
     values = np.zeros((2, 1), dtype=np.float32)

@@ -72,6 +72,8 @@ EXTRA: dict[str, dict[str, Any]] = {
     "pseudo_sampling_prob": {**SOFT, "teacher.pseudo.sampling_prob": 0.25},
     "pseudo_cool_down": {**SOFT, "teacher.pseudo.cool_down": 1},
     "noisy_student": {**SOFT, "model.drop_rate": 0.5, "augment.add": [{"RandAugment": {"n": 2, "m": 10}}]},
+    "tta_gmean": {"tta.views": "flip"},
+    "tta_max": {"tta.views": "flip"},
     "test_size": {"tta.size": 32},
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from goldfold.augment.library import Sides, albumentations, always, build, holds
 from goldfold.augment.presets import COLOUR_ONLY, PRESETS, Item
 from goldfold.config.schema import Augment
 from goldfold.errors import BadInput
+from goldfold.images.centre import centre, resized
 from goldfold.images.colour import PLAIN, InputColours
 from goldfold.seeds import derive_seed
 
@@ -67,7 +68,7 @@ class Augmenter:
         batch = np.empty((self.views * len(images), self.size, self.size, channels), dtype=np.uint8)
         for place, image in enumerate(images):
             if self._preset and not self._items:  # "none" resizes, as validation does; what is added sees that
-                image = _resized(image, self.size)
+                image = resized(image, self.size)
             batch[place] = self._apply(compose, image)
             for view in range(1, self.views):
                 batch[view * len(images) + place] = self._apply(self._mixed, batch[place])
@@ -84,7 +85,7 @@ class Augmenter:
         if made.dtype != np.uint8 or made.ndim != 3 or made.shape[2] != image.shape[2]:
             what = f"the transforms give {made.dtype} of shape {made.shape} for uint8 of shape {image.shape}"
             raise BadInput(self._where, what, "leave out what changes the type or the channels")
-        return _resized(made, self.size)
+        return resized(made, self.size)
 
     def _compose(self, channels: int, larger: bool) -> Any:
         key = (channels == 3, larger)
@@ -157,30 +158,9 @@ def try_augmenter(augment: Augment, size: int, stored: int, channels: int, views
             raise BadInput("augment", what, "leave that transform out")
 
 
-def centre(images: Pixels, size: int, colours: InputColours = PLAIN) -> Pixels:
-    """What validation and test see: (B, S, S, C) resized to (B, size, size, C), averaged by area where it shrinks.
-
-    Stored images of the right size come back as they are, not copied, where the colours are plain.
-    """
-    if images.shape[1:3] == (size, size):
-        return colours(np.ascontiguousarray(images))
-    batch = np.empty((len(images), size, size, images.shape[3]), dtype=np.uint8)
-    for place, image in enumerate(images):
-        batch[place] = _resized(image, size)
-    return colours(batch)
-
-
 def _numbered(items: Sequence[Item], where: str) -> tuple[tuple[str, Item], ...]:
     return tuple((f"{where}[{row}]", item) for row, item in enumerate(items))
 
 
 def _draw_from(compose: Any, seed: int) -> None:
     compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-
-
-def _resized(image: Pixels, size: int) -> Pixels:
-    height, width, channels = image.shape
-    if (height, width) == (size, size):
-        return image
-    method = cv2.INTER_AREA if min(height, width) >= size else cv2.INTER_LINEAR
-    return cv2.resize(np.ascontiguousarray(image), (size, size), interpolation=method).reshape(size, size, channels)

@@ -24,6 +24,7 @@ from goldfold.config.schema import (
     SubmitRound,
     Train,
     TrainRound,
+    Tta,
 )
 from goldfold.errors import BadInput
 from goldfold.paths import find_input
@@ -53,8 +54,8 @@ class Listener:
 def shrink(
     config: Config, *, root: Path, labels: Sequence[str], folds: int, size: int, epochs: int, seed: int, pool: bool
 ) -> Config:
-    """``config`` on the canary's competition, small and made to memorise. What is tested stays: teachers, TTA
-    and network of the rounds.
+    """``config`` on the canary's competition, small and made to memorise. What is tested stays: teachers, their
+    weight and network of the rounds, and views that are chosen by score.
 
     ``root``: the project's, where weights lie. ``labels``: the task's, in order, as the sample may lack some (empty: the
     task has none). ``pool``: whether there is an unlabelled pool beside the test set. ``seed`` shifts the run's seeds.
@@ -100,9 +101,11 @@ def shrink(
     }
     if config.teacher.pseudo.labels != "none":
         values["teacher"]["pseudo"] |= EVERY_IMAGE
-    tta = config.tta
-    if tta.size is not None:  # in the same proportion
-        values["tta"]["size"] = max(1, round(tta.size * size / config.input.size))
+    # A network remembers pictures as it saw them, and no augmentation shows them otherwise. Fixed views know no label;
+    # views that are chosen by score do.
+    values["tta"]["size"] = None
+    if config.tta.views != "auto":
+        values["tta"] |= {"views": "none", "merge": Tta().merge}
     values["tracking"]["wandb"] = False
     return config_from_dict(values, f"the canary's form of {config.name}")
 

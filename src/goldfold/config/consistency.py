@@ -74,8 +74,22 @@ def _idle_keys(config: Config) -> None:
     _refuse_idle(optim, "optim", "lr_batch", optim.lr_scaling != "none", "optim.lr_scaling")
     for key in ("candidates", "max_views", "min_gain"):
         _refuse_idle(config.tta, "tta", key, config.tta.views == "auto", "tta.views auto")
-    # A phase may switch clipping on.
-    _refuse_idle(optim, "optim", "clip_mode", optim.clip > 0 or bool(config.train.phases), "optim.clip above 0")
+    tta_on = config.tta.views != "none"
+    _refuse_idle(config.tta, "tta", "merge", tta_on, "several tta.views")
+    # A phase may switch clipping and mixing on.
+    phases, mix, train = bool(config.train.phases), config.mix, config.train
+    _refuse_idle(optim, "optim", "clip_mode", optim.clip > 0 or phases, "optim.clip above 0")
+    mixed = mix.mixup > 0 or mix.cutmix > 0
+    _refuse_idle(mix, "mix", "prob", mixed or phases, "mix.mixup or mix.cutmix")
+    both = mix.mixup > 0 and mix.cutmix > 0
+    _refuse_idle(mix, "mix", "switch_prob", both or phases, "both mix.mixup and mix.cutmix")
+    _refuse_idle(train.ema, "train.ema", "warmup", train.ema.decay > 0, "train.ema.decay above 0")
+    _refuse_idle(train.swa, "train.swa", "lr_factor", train.swa.epochs > 0, "train.swa.epochs above 0")
+    _refuse_idle(train.soup, "train.soup", "method", train.soup.epochs > 0, "train.soup.epochs above 0")
+    _refuse_idle(train.prune, "train.prune", "after", train.prune.amount > 0, "train.prune.amount above 0")
+    chooses = train.early_stopping.patience > 0 or train.keep == "best"
+    needs = "train.early_stopping.patience or train.keep best"
+    _refuse_idle(train.early_stopping, "train.early_stopping", "min_delta", chooses, needs)
 
 
 SCHEDULE_KEYS = {
@@ -126,9 +140,13 @@ def _teacher(config: Config) -> None:
         raise ValueError(
             "teacher.distill.features needs the images, and model.freeze.cache trains on stored features; turn one off"
         )
-    if distill.features and config.model.freeze.stages == "all" and not config.train.phases:
+    stretches = [config.model.freeze.stages]
+    if config.train.phases:
+        stretches = [stretches[0] if phase.frozen is None else phase.frozen for phase in config.train.phases]
+    if distill.features and all(stages == "all" for stages in stretches):
         raise ValueError(
-            "teacher.distill.features moves the backbone, and model.freeze.stages 'all' fixes it; leave one out"
+            "teacher.distill.features moves the backbone, and 'all' of it is frozen from the first epoch to the last; leave "
+            "one out"
         )
     if online and config.input.normalise != "fixed" and not config.model.freeze.cache:
         raise ValueError(

@@ -34,7 +34,7 @@ Layer = tuple[str, dict[str, Any]]
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """An experiment's configuration: the file, its ``extends`` parents beneath it, the overrides on top.
 
-    A missing name becomes the file's name, with the folder before it: ``configs/elpv/lite0.yaml`` is ``elpv-lite0``.
+    A missing name becomes the file's name, with the folder before it: ``configs/shells/b0.yaml`` is ``shells-b0``.
     Raises BadInput naming the file, the key and the nearest valid key.
     """
     config = _load(path, overrides, Config)

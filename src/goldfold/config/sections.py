@@ -246,3 +246,6 @@ class Tracking(Section):
     entity: str | None = Field(None, description="W&B entity")
     mode: Literal["auto", "online", "offline"] = Field("auto", description="auto: online with a key, else offline")
     tags: tuple[str, ...] = Field((), description="W&B tags")
+    mistakes: Annotated[int, Field(ge=0)] = Field(
+        16, description="Images of the worst out-of-fold mistakes that are sent to W&B; 0: none leave this machine"
+    )

@@ -14,17 +14,15 @@ from goldfold.data.examples import (
     labelled,
     parts_of,
     refuse_leak,
-    rows_of,
 )
 from goldfold.data.loaders import (
-    Batches,
     EpochOrder,
     FeatureBatches,
     PixelBatches,
     TrainBatch,
-    plain_loader,
     train_loader,
 )
+from goldfold.images.batches import Batches, plain_loader, rows_of
 
 __all__ = [
     "EXTERNAL",

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from goldfold.errors import GoldfoldError, some
+from goldfold.errors import GoldfoldError
 from goldfold.images import Images
+from goldfold.images.batches import rows_of
 from goldfold.records import Floats, Ints, SoftLabels
 
 LABELLED, EXTERNAL, PSEUDO = range(3)
@@ -177,15 +178,6 @@ def refuse_leak(soft: SoftLabels, fold: int, leaky: bool = False) -> None:
         f"{soft.where}: teachers that left out {who} may not teach the student of fold {fold}, "
         "whose validation labels they have seen"
     )
-
-
-def rows_of(images: Images, ids: Sequence[str]) -> Ints:
-    """Row numbers of ``ids`` in an image store. Raises GoldfoldError when one is missing."""
-    position = {name: row for row, name in enumerate(images.ids)}
-    missing = [name for name in ids if name not in position]
-    if missing:
-        raise GoldfoldError(f"{len(missing)} ids have no image in the store: {some(missing)}")
-    return np.array([position[name] for name in ids], dtype=np.int64)
 
 
 class JoinedImages:

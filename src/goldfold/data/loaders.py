@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from goldfold.augment import Augmenter, centre
+from goldfold.augment import Augmenter
 from goldfold.data.examples import Examples
 from goldfold.errors import GoldfoldError
 from goldfold.features import Features, JoinedFeatures
-from goldfold.images import Images
-from goldfold.images.colour import PLAIN, InputColours
+from goldfold.images.batches import Batches, idle_generator, start_worker
 from goldfold.records import Ints
 from goldfold.seeds import derive_seed
 
-B = TypeVar("B")
 RARE, VIEW = 1, 2
 """What a batch's derived seed is for."""
 
@@ -53,22 +50,6 @@ class Request:
 
     rows: Ints
     seed: int
-
-
-class Batches(Generic[B]):
-    """A loader's batches. An error in a loader process is raised here as itself, not as torch's report of it."""
-
-    def __init__(self, loader: DataLoader[B]) -> None:
-        self.loader = loader
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[B]:
-        for batch in self.loader:
-            if isinstance(batch, GoldfoldError):
-                raise batch
-            yield batch
 
 
 class PixelBatches(Dataset[TrainBatch | GoldfoldError]):
@@ -173,63 +154,11 @@ def train_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=_start_worker,
-        generator=_idle_generator(),
-    )
-    return Batches(loader)
-
-
-class PlainBatches(Dataset[Tensor | GoldfoldError]):
-    """Pixels (B, S, S, C) uint8 of given rows without augmentation, in order, in the network's colours."""
-
-    def __init__(self, images: Images, rows: Ints, size: int, batch_size: int, colours: InputColours) -> None:
-        self.images, self.size, self.colours = images, size, colours
-        self.batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, number: int) -> Tensor | GoldfoldError:
-        try:
-            return torch.from_numpy(centre(self.images.read(self.batches[number]), self.size, self.colours))
-        except GoldfoldError as error:
-            return error
-
-
-def plain_loader(
-    images: Images,
-    rows: Ints,
-    size: int,
-    batch_size: int,
-    *,
-    workers: int,
-    pin_memory: bool,
-    colours: InputColours = PLAIN,
-) -> Batches[Tensor]:
-    batches = PlainBatches(images, rows, size, batch_size, colours)
-    loader: DataLoader[Any] = DataLoader(
-        batches,
-        batch_size=None,
-        num_workers=min(workers, len(batches)),
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        generator=_idle_generator(),
+        worker_init_fn=start_worker,
+        generator=idle_generator(),
     )
     return Batches(loader)
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _idle_generator() -> torch.Generator:
-    """A loader that starts its processes draws a seed for them, which nothing here uses.
-
-    From the global generator it would move dropout's draws, by the number of processes and by where a run goes on.
-    """
-    return torch.Generator().manual_seed(0)
-
-
-def _start_worker(number: int) -> None:
-    # OpenCV's own threads would fight with the other workers for the cores.
-    cv2.setNumThreads(0)

@@ -42,7 +42,7 @@ def run_demo(
     """Lay out the data, run ``configs/<name>/pipeline.yaml``, score what it submits; returns the report.
 
     Only here, after the pipeline has ended, are the held-back labels read, by the same code as ``goldfold score``.
-    Raises BadInput when a package of the demo is missing.
+    Raises BadInput when a package of the demo is missing, and PipelineFailed when a round failed.
     """
     started = time.monotonic()
     if name == "elpv-few":
@@ -57,6 +57,7 @@ def run_demo(
     if prepare_only:
         return f"prepared {data}; `goldfold run {pipeline}` runs it"
 
+    command = shlex.join(["goldfold", "run", str(pipeline), *overrides])
     outcome = run_pipeline(pipeline, workspace, overrides)
     submissions = dict(outcome.submissions)
     for made in (*outcome.runs, *outcome.ensembles):
@@ -69,7 +70,6 @@ def run_demo(
         found.line(task) for task, found in score_labels(list(outcome.runs), data / "solution.csv", config, workspace)
     ]
     table = compare_rounds(outcome, workspace)
-    command = shlex.join(["goldfold", "run", str(pipeline), *overrides])
     minutes = (time.monotonic() - started) / 60
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     written = [workspace.run(run).folder for run in outcome.runs]

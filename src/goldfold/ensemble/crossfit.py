@@ -77,6 +77,23 @@ def cross_fit(
     ``fit`` does, and when ``folds`` do not match.
     """
     check_method(method, task, metric)
+    if len(np.unique(folds)) < 2:
+        warn("the members have one fold only: an ensemble's score cannot be cross-fitted and is optimistic")
+    return fit_folds(method, names, members, targets, folds, task, metric, seed, bags)
+
+
+def fit_folds(
+    method: BlendMethod,
+    names: Sequence[str],
+    members: Sequence[Floats],
+    targets: Floats,
+    folds: Ints,
+    task: Task,
+    metric: Metric,
+    seed: int = 0,
+    bags: int | None = None,
+) -> CrossFit:
+    """``cross_fit`` without its warnings, for a search over many subsets of members."""
     stacked = stack(names, members, targets, seed)
     if folds.shape != (len(targets),):
         raise BadInput("ensemble", f"folds of shape {folds.shape} for {len(targets)} rows")
@@ -85,7 +102,6 @@ def cross_fit(
     plain_score = score(metric, task, targets, plain)
     numbers = [int(number) for number in np.unique(folds)]
     if len(numbers) < 2:
-        warn("the members have one fold only: an ensemble's score cannot be cross-fitted and is optimistic")
         return CrossFit(blend, plain, plain_score, metric.greater_is_better)
     values = np.empty(targets.shape, dtype=np.float32)
     fold_blends = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ class Member:
     """A finished run inside an ensemble.
 
     ``oof`` has folds (with repeats: those of the first); ``digest`` changes with either table; ``folds``: the numbers of
-    all folds that the run was validated on, every repeat's (empty: those of ``oof``); ``leaky``: its scores are inflated.
+    all folds that the run was validated on, every repeat's (empty: those of ``oof``); ``leaky``: its scores are inflated;
+    ``optimistic``: validation labels chose its weights.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Member:
     digest: str
     folds: tuple[int, ...] = ()
     leaky: bool = False
+    optimistic: bool = False
 
 
 def load_member(run_paths: RunPaths) -> Member:
@@ -46,12 +48,13 @@ def load_member(run_paths: RunPaths) -> Member:
     cv = files.read_json(run_paths.cv)
     try:
         folds = tuple(sorted(int(entry["fold"]) for entry in cv["folds"]))
-        leaky = bool(cv["leaky"])
+        leaky, optimistic = bool(cv["leaky"]), bool(cv["optimistic"])
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(
             run_paths.cv, f"not the scores of a run ({type(error).__name__}: {error})", "train the run again"
         ) from None
-    return Member(name, Predictions.read(run_paths.oof, name), test, files.fingerprint(digests), folds, leaky)
+    oof = Predictions.read(run_paths.oof, name)
+    return Member(name, oof, test, files.fingerprint(digests), folds, leaky, optimistic)
 
 
 def align(members: Sequence[Member]) -> list[Member]:
@@ -88,7 +91,7 @@ def align(members: Sequence[Member]) -> list[Member]:
             if member.test.classes != member.oof.classes:
                 raise BadInput(member.test.where, "classes differ from those of the out-of-fold predictions")
             test = _align(member.test, first.test, test_index, pair, "test")
-        aligned.append(Member(member.name, oof, test, member.digest, member.folds, member.leaky))
+        aligned.append(replace(member, oof=oof, test=test))
     return aligned
 
 

@@ -32,7 +32,7 @@ from goldfold.tasks import Task
 Truth = tuple[Sequence[str], Floats]
 """The ids (N,) and targets (N, C) of labelled images."""
 
-FORMAT = 2
+FORMAT = 3
 SEED = 0
 """Of the bags of greedy, and of the rows that searches look at when there are very many."""
 
@@ -98,7 +98,7 @@ def make_ensemble(
     mark = files.fingerprint(
         {
             "format": FORMAT,
-            "members": [[member.name, member.digest, member.leaky] for member in ordered],
+            "members": [[member.name, member.digest, member.leaky, member.optimistic] for member in ordered],
             "plan": [plan.method, plan.bags, plan.calibration, plan.decisions],
             "metrics": [[item.name, item.greater_is_better] for item in (metric, *extra_metrics)],
             "task": [task.name, task.classes, task.negative, task.threshold],
@@ -144,6 +144,7 @@ def make_ensemble(
             "marginal_gain": _number(gain),
             "mean_correlation": _number(together),
             "leaky": member.leaky,
+            "optimistic": member.optimistic,
             "digest": member.digest,
         }
         for member, weight, single, gain, together in zip(
@@ -157,6 +158,7 @@ def make_ensemble(
         "calibration": plan.calibration,
         "decisions": plan.decisions,
         "leaky": leaky,
+        "optimistic": any(member.optimistic for member in ordered),
         "members": _listed(listed, given),
         "marginal_gain": diversity.way,
         "metric": metric.name,

@@ -6,7 +6,7 @@ import io
 import os
 import posixpath
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -96,9 +96,22 @@ def decode(path: Path, channels: int, range: str = "full") -> Pixels:
     Raises UnreadableImage for a missing, empty, truncated or unknown file, for one of more pixels than Pillow deems
     safe, and for float pixels far outside 0..1 where ``range`` is ``"full"``.
     """
+    return decode_ways(path, [(channels, range)])[0]
+
+
+def load_specs(path: Path, specs: Sequence[ImageSpec]) -> list[Pixels]:
+    """``load`` for several specs of one image, whose file is read and decoded once. Raises UnreadableImage."""
+    ways = list(dict.fromkeys((spec.channels, spec.range) for spec in specs))
+    decoded = dict(zip(ways, decode_ways(path, ways), strict=True))
+    return [resize(decoded[spec.channels, spec.range], spec) for spec in specs]
+
+
+def decode_ways(path: Path, ways: Sequence[tuple[int, str]]) -> list[Pixels]:
+    """``decode`` for several pairs of channels and range: the file is read and decoded once."""
     data = _read(path)
     try:
-        return _with_channels(_to_bytes(_pixels(data, channels), range, path), channels)
+        pixels = _pixels(data, {channels for channels, _ in ways})
+        return [_with_channels(_to_bytes(pixels[channels], range, path), channels) for channels, range in ways]
     except UnreadableImage:
         raise
     except Image.DecompressionBombError:
@@ -123,17 +136,21 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _pixels(data: bytes, channels: int) -> npt.NDArray[Any]:
-    """(H, W) or (H, W, 3 or 4) in RGB order, of the file's own depth."""
+def _pixels(data: bytes, channels: Collection[int]) -> dict[int, npt.NDArray[Any]]:
+    """By each number of channels (H, W) or (H, W, 3 or 4) in RGB order, of the file's own depth."""
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
-        return _by_opencv(data)  # such as float RGB TIFF
+        return dict.fromkeys(channels, _by_opencv(data))  # such as float RGB TIFF
     with image:
         image.load()  # also where OpenCV reads the pixels: Pillow refuses truncated files for certain
-        pixels = _by_opencv(data) if _pillow_loses_depth(image, data) else _by_pillow(image, channels)
+        if _pillow_loses_depth(image, data):
+            pixels = dict.fromkeys(channels, _by_opencv(data))
+        else:
+            pixels = {count: _by_pillow(image, count) for count in channels}
         # Read after load(): Pillow and OpenCV both turn a TIFF upright themselves, and Pillow then drops the tag.
-        return _upright(pixels, _orientation(image))
+        turn = _orientation(image)
+        return {count: _upright(found, turn) for count, found in pixels.items()}
 
 
 def _pillow_loses_depth(image: Image.Image, data: bytes) -> bool:

@@ -102,6 +102,7 @@ def make_loss(
                 logits = angular_margin(logits, targets, margin, scale)
             targets = smooth(targets, smoothing, n_classes)
             if class_weights is not None:
+                # As torch's cross_entropy does: what smoothing gives to another class has that class's weight.
                 targets = targets * class_weights.to(targets.device)
             return one_of_many(logits, targets, gamma)
 

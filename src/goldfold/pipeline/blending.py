@@ -12,6 +12,7 @@ from goldfold.metrics import get_metric
 from goldfold.paths import Workspace
 from goldfold.pipeline.competition import load_competition, same_rows
 from goldfold.pipeline.lineage import find_source, run_config
+from goldfold.pipeline.reporting import report_ensemble
 from goldfold.pipeline.stages import load_folds
 from goldfold.tasks import Task
 
@@ -48,7 +49,7 @@ def ensemble_runs(settings: EnsembleRound, workspace: Workspace) -> dict[str, An
             )
     data = load_competition(config.competition, workspace.root)
     loaded = [load_member(workspace.run(member)) for member in settings.members]
-    return make_ensemble(
+    record = make_ensemble(
         workspace.ensemble(settings.name),
         settings.name,
         loaded,
@@ -63,3 +64,5 @@ def ensemble_runs(settings: EnsembleRound, workspace: Workspace) -> dict[str, An
         decisions=settings.decisions,
         repeats=load_folds(config, data, workspace)[1:],
     )
+    report_ensemble(record, {member: run_config(member, workspace) for member in settings.members}, data, workspace)
+    return record

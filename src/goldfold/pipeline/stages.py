@@ -22,13 +22,14 @@ from goldfold.pipeline.competition import CompetitionData, load_competition
 from goldfold.pipeline.gather import gather
 from goldfold.pipeline.jobs import open_sources, try_augmentation
 from goldfold.pipeline.lineage import is_leaky, named, refuse_optimistic_teachers
+from goldfold.pipeline.reporting import Reporter
 from goldfold.pipeline.run_folder import digest_inputs, fold_folders, is_whole, open_run, record_fold
 from goldfold.pipeline.teaching import make_job
 from goldfold.pipeline.views import refuse_single_fold, settle_views
 from goldfold.progress import say, warn
 from goldfold.records import Floats, FoldTable
 from goldfold.tasks import Task
-from goldfold.tracking import WandbRun
+from goldfold.tracking import Sweep
 from goldfold.training import FoldJob, FoldResult, drop_resume_state, is_done, train_fold
 
 
@@ -77,11 +78,14 @@ class FoldsFailed(GoldfoldError):
         self.exit_code = exit_code
 
 
-def train_run(config: Config, workspace: Workspace, only_folds: Sequence[int] = ()) -> dict[str, Any]:
+def train_run(
+    config: Config, workspace: Workspace, only_folds: Sequence[int] = (), sweep: Sweep | None = None
+) -> dict[str, Any]:
     """Train every fold (or ``only_folds``) of an experiment; returns cv.json, or {} while folds are missing.
 
-    Finished folds are skipped, a killed one goes on. A fold that fails does not keep the others from training. Raises
-    FoldsFailed at the end when one did, BadInput when the run's folder holds another experiment.
+    Finished folds are skipped, a killed one goes on. A fold that fails does not keep the others from training.
+    ``sweep``: the W&B sweep that this run is a trial of. Raises FoldsFailed at the end when a fold failed, BadInput when
+    the run's folder holds another experiment.
     """
     assert config.name is not None
     data = load_competition(config.competition, workspace.root)
@@ -93,6 +97,7 @@ def train_run(config: Config, workspace: Workspace, only_folds: Sequence[int] = 
         raise BadInput("--fold", f"there is no fold {some(unknown)}", f"the folds are {some(folds, 30)}")
     paths = workspace.run(config.name)
     machine = find_machine(config.train)
+    reporter = Reporter(config, paths, workspace.root, machine.is_main, sweep)
     sources = open_sources(config, data, workspace)
     inputs = digest_inputs(config, data, workspace, sources)
     refuse_optimistic_teachers(config, workspace)
@@ -123,7 +128,7 @@ def train_run(config: Config, workspace: Workspace, only_folds: Sequence[int] = 
                 with memory_full(fold_paths.folder, "lower tta.batch_size of this run, or let smaller teachers teach"):
                     job = make_job(config, data, workspace, table, fold, seed, fold_paths, sources, fingerprint)
                 say(f"{config.name} {name}: {len(job.examples)} training rows, {len(job.valid_ids)} validation rows")
-                result = _train_alone(job, config, workspace, machine)
+                result = _train_alone(job, reporter, machine)
             except GoldfoldError as error:
                 # Of several processes none may go on to another fold alone.
                 if not _is_of_fold(error, fold_paths) or several_processes():
@@ -143,7 +148,9 @@ def train_run(config: Config, workspace: Workspace, only_folds: Sequence[int] = 
     with files.locked(paths.folder):
         with memory_full(paths.folder, "lower tta.batch_size"):
             settle_views(config, data, paths, tables, sources, machine, fingerprint)
-        return gather(config, data, paths, tables, leaky)
+        cv = gather(config, data, paths, tables, leaky)
+    reporter.whole(data, cv)
+    return cv
 
 
 def _is_of_fold(error: GoldfoldError, paths: FoldPaths) -> bool:
@@ -154,28 +161,16 @@ def _is_of_fold(error: GoldfoldError, paths: FoldPaths) -> bool:
     return not isinstance(error, LeakError)
 
 
-def _train_alone(job: FoldJob, config: Config, workspace: Workspace, machine: Machine) -> FoldResult:
+def _train_alone(job: FoldJob, reporter: Reporter, machine: Machine) -> FoldResult:
     """Train one fold, tracked; no two commands may train the same one."""
     folder = job.paths.folder
     # Of several processes that train one model together, the first holds the folder for all.
     with files.locked(folder, wait=False) if machine.is_main else nullcontext(True) as held:
         if not held:
             raise BadInput(folder, "another process is training this fold", "wait for it, or train another with --fold")
-        tracker = WandbRun(
-            config.tracking if machine.is_main else config.tracking.model_copy(update={"wandb": False}),
-            project=config.competition.name,
-            run=job.run,
-            fold=folder.name,
-            job_type="train",
-            config=config.model_dump(mode="json"),
-            folder=workspace.root,
-        )
         mend = "halve train.batch_size and double train.accumulate for the same effective batch, or lower input.size"
-        try:
-            with memory_full(folder, mend):
-                return train_fold(job, machine, tracker)
-        finally:
-            tracker.finish()
+        with reporter.fold(folder.name) as tracker, memory_full(folder, mend):
+            return train_fold(job, machine, tracker)
 
 
 @contextmanager

@@ -40,6 +40,8 @@ def train_fold(job: FoldJob, machine: Machine, tracker: WandbRun) -> FoldResult:
     if at.epoch:
         say(f"{job.run} fold {job.fold}: goes on after epoch {at.epoch}")
     metrics_file = MetricsFile(job.paths.metrics, first_epoch=at.epoch + 1) if main else None
+    for line in metrics_file.kept if metrics_file is not None else ():
+        tracker.log(line, step=line["step"])
     rates, loader, order = pace(session, job), None, None
     seen, training_seconds = 0, 0.0
     while at.epoch < train.epochs and not at.stopped:
@@ -67,7 +69,7 @@ def train_fold(job: FoldJob, machine: Machine, tracker: WandbRun) -> FoldResult:
         rate = seen / max(training_seconds, 1e-9)
         if metrics_file is not None:
             metrics_file.log(record)
-            tracker.log({**record, "images_per_second": rate}, step=at.step)
+            tracker.log(record, step=at.step)
             say(_epoch_line(job, record, rate))
         keep_epoch(job, session)
         save_progress(job, session, state_file)

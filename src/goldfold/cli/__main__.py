@@ -1,0 +1,7 @@
+"""``python -m goldfold.cli``."""
+
+import sys
+
+from goldfold.cli import main
+
+sys.exit(main())

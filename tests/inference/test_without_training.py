@@ -1,0 +1,56 @@
+"""A kernel's process knows nothing of training: the engine is imported and run where those rooms cannot be imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from goldfold import files
+from tests.inference.packs import Example
+
+ROOMS = (
+    "training", "data", "optim", "losses", "mix", "averaging", "teaching", "features", "rounds", "pipeline", "demo",
+    "canary", "schedules", "pruning", "augment", "balance", "folds", "tracking", "tricks", "lr_range", "cli",
+)  # fmt: skip
+CODE = """
+import sys
+
+class Removed:
+    def find_spec(self, name, path=None, target=None):
+        parts = name.split(".")
+        if parts[0] == "goldfold" and len(parts) > 1 and parts[1] in ROOMS:
+            raise ImportError(f"{name} is a training room")
+        if parts[0] in ("albumentations", "accelerate", "wandb", "iterstrat"):
+            raise ImportError(f"{name} is for training")
+
+ROOMS = sys.argv[1].split(",")
+sys.meta_path.insert(0, Removed())
+try:
+    import goldfold.training
+except ImportError:
+    print("removed")
+from goldfold.inference.run import main
+code = main()
+print(sorted({name.split(".")[1] for name in sys.modules if name.startswith("goldfold.")} & set(ROOMS)))
+raise SystemExit(code)
+"""
+
+
+def test_the_engine_runs_without_the_training_rooms(example: Example, tmp_path: Path) -> None:
+    rooms = {path.stem for path in (Path(__file__).parents[2] / "src/goldfold").iterdir()}
+    assert rooms.issuperset(ROOMS)
+    env = {
+        "GOLDFOLD_INPUT": str(example.input),
+        "GOLDFOLD_WORKING": str(tmp_path / "working"),
+        "GOLDFOLD_SCRATCH": str(tmp_path / "scratch"),
+        "OMP_NUM_THREADS": "1",
+        "PATH": "",
+    }
+    command = [sys.executable, "-c", CODE, ",".join(ROOMS)]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["removed", "[]"]
+    found = files.read_csv(tmp_path / "working" / "submission.csv")
+    assert found.equals(example.submission(example.expected()))
+    assert list((tmp_path / "scratch").glob("*")) == []
