@@ -155,6 +155,24 @@ class TestSampledMultipliers:
         reached, fixed = (decided(THREE, metric, targets, values, each) for each in (found, None))
         assert reached > fixed + 0.1
 
+    @pytest.mark.parametrize("period", [2, 3, 4])
+    def test_rows_that_alternate_are_all_searched_and_their_order_is_not_seen(self, period: int) -> None:
+        """Ids that end in left and right, or a view each: the n-th rows are of one kind."""
+        values, targets = self.rare(period * self.LIMIT)
+        others = np.arange(len(values)) % period > 0
+        values[others] = values[others][:, ::-1]
+        targets[others] = targets[others][:, ::-1]
+        metric = get_metric("macro_f1")
+        found = fit_decisions("fitted", values, targets, THREE, metric)
+        assert found is not None
+        order = np.random.default_rng(0).permutation(len(values))
+        assert fit_decisions("fitted", values[order], targets[order], THREE, metric) == found
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(room, "SEARCH_ROWS", len(values))
+            best = fit_decisions("fitted", values, targets, THREE, metric)
+        reached, most = (decided(THREE, metric, targets, values, each) for each in (found, best))
+        assert reached > most - 0.03
+
     def test_what_would_harm_the_other_rows_is_not_taken(self) -> None:
         """The searched rows would like the third class everywhere; all others are right as they are."""
         count = 4 * self.LIMIT

@@ -241,6 +241,31 @@ class TestRows:
         with pytest.raises(BadInput, match=r"row '\+ cycle': .*warms up by itself"):
             rows_of("stack", "warmup,cycle:schedule.name=one_cycle")
 
+    @pytest.mark.parametrize(
+        ("name", "sections"),
+        [
+            ("mixup", {"mix": {"mixup": 0.2, "prob": 0.5}}),
+            ("cutmix", {"mix": {"mixup": 0.2, "cutmix": 1.0, "switch_prob": 0.3}}),
+            ("ema", {"train": {"ema": {"decay": 0.9, "warmup": False}}}),
+            ("swa", {"train": {"swa": {"epochs": 2, "lr_factor": 0.2}}}),
+            ("prune", {"train": {"prune": {"amount": 0.5, "after": 2}}}),
+            ("tta_flip", {"tta": {"views": "flip", "merge": "gmean"}}),
+            ("one_cycle", {"schedule": {"name": "one_cycle", "warmup_epochs": 0, "peak_at": 0.4}}),
+            ("linear_scaling", {"optim": {"lr_scaling": "linear", "lr_batch": 64}}),
+        ],
+    )
+    def test_a_trick_that_is_left_out_takes_its_finer_settings_along(
+        self, name: str, sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They would have no effect in that row, which a configuration refuses."""
+        monkeypatch.setattr(ablation_plan, "find_trick", find_trick)
+        whole, without = rows_of("drop", name, **sections)
+        assert whole.changes == {}
+        assert len(without.changes) == 2
+        # A key that an item sets on purpose is refused still.
+        with pytest.raises(BadInput, match=r"row '\+ idle': train\.ema\.warmup does nothing"):
+            rows_of("add", "idle:train.ema.warmup=false")
+
     def test_teachers_are_refused(self) -> None:
         with pytest.raises(BadInput, match="without teachers"):
             rows_of("stack", "mixup", teacher={"runs": ["other"], "distill": {"weight": 0.5}})

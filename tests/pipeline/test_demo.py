@@ -81,3 +81,7 @@ def test_a_failed_round_does_not_hide_those_that_ended(
     (line,) = (text for text in shown.err.splitlines() if text.startswith("goldfold: "))
     assert line.startswith("goldfold: digits: not made: train digits-efficientnet (digits-efficientnet: fold0, fold1")
     assert not (project / "submissions").exists()
+    record = json.loads((project / "pipelines/digits.json").read_text())  # as docs/formats.md says
+    assert [row["state"] for row in record["rounds"]] == ["done", "failed", *["skipped"] * 4]
+    page = (project / "pipelines/digits.md").read_text()
+    assert "goldfold run configs/digits/pipeline.yaml folds.n=2 train.epochs=1 train.device=cpu" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
@@ -62,34 +63,49 @@ def tricks_fit(config: Config) -> None:
 
 def _idle_keys(config: Config) -> None:
     """A key that another setting leaves without effect is a mistake, unless it has its default."""
+    for name, key, _, needs in idle_keys(config):
+        raise ValueError(f"{name}.{key} does nothing without {needs}; leave it out, or set that")
+
+
+def idle_keys(config: Config) -> Iterator[tuple[str, str, Any, str]]:
+    """Section, key, default and what it would need, of each key that another setting leaves without effect and that
+    has not its default."""
+    for section, name, key, used, needs in _uses(config):
+        default = type(section).model_fields[key].default
+        if not used and getattr(section, key) != default:
+            yield name, key, default, needs
+
+
+def _uses(config: Config) -> Iterator[tuple[Section, str, str, bool, str]]:
+    """Keys that depend on others: their section and its name, the key, whether it has an effect, and what gives it one."""
     schedule, balance, optim, erase = config.schedule, config.balance, config.optim, config.augment.erase
     for key, names in SCHEDULE_KEYS.items():
-        _refuse_idle(schedule, "schedule", key, schedule.name in names, f"schedule.name {' or '.join(names)}")
+        yield (schedule, "schedule", key, schedule.name in names, f"schedule.name {' or '.join(names)}")
     for key in ("gamma", "alpha"):
-        _refuse_idle(config.loss, "loss", key, config.loss.name == "focal", "loss.name focal")
+        yield (config.loss, "loss", key, config.loss.name == "focal", "loss.name focal")
     for key in ("mode", "area", "count"):
-        _refuse_idle(erase, "augment.erase", key, erase.prob > 0, "augment.erase.prob above 0")
-    _refuse_idle(balance, "balance", "beta", balance.loss_weights == "effective", "balance.loss_weights effective")
-    _refuse_idle(balance, "balance", "rare_below", balance.rare_preset is not None, "balance.rare_preset")
-    _refuse_idle(optim, "optim", "lr_batch", optim.lr_scaling != "none", "optim.lr_scaling")
+        yield (erase, "augment.erase", key, erase.prob > 0, "augment.erase.prob above 0")
+    yield (balance, "balance", "beta", balance.loss_weights == "effective", "balance.loss_weights effective")
+    yield (balance, "balance", "rare_below", balance.rare_preset is not None, "balance.rare_preset")
+    yield (optim, "optim", "lr_batch", optim.lr_scaling != "none", "optim.lr_scaling")
     for key in ("candidates", "max_views", "min_gain"):
-        _refuse_idle(config.tta, "tta", key, config.tta.views == "auto", "tta.views auto")
+        yield (config.tta, "tta", key, config.tta.views == "auto", "tta.views auto")
     tta_on = config.tta.views != "none"
-    _refuse_idle(config.tta, "tta", "merge", tta_on, "several tta.views")
+    yield (config.tta, "tta", "merge", tta_on, "several tta.views")
     # A phase may switch clipping and mixing on.
     phases, mix, train = bool(config.train.phases), config.mix, config.train
-    _refuse_idle(optim, "optim", "clip_mode", optim.clip > 0 or phases, "optim.clip above 0")
+    yield (optim, "optim", "clip_mode", optim.clip > 0 or phases, "optim.clip above 0")
     mixed = mix.mixup > 0 or mix.cutmix > 0
-    _refuse_idle(mix, "mix", "prob", mixed or phases, "mix.mixup or mix.cutmix")
+    yield (mix, "mix", "prob", mixed or phases, "mix.mixup or mix.cutmix")
     both = mix.mixup > 0 and mix.cutmix > 0
-    _refuse_idle(mix, "mix", "switch_prob", both or phases, "both mix.mixup and mix.cutmix")
-    _refuse_idle(train.ema, "train.ema", "warmup", train.ema.decay > 0, "train.ema.decay above 0")
-    _refuse_idle(train.swa, "train.swa", "lr_factor", train.swa.epochs > 0, "train.swa.epochs above 0")
-    _refuse_idle(train.soup, "train.soup", "method", train.soup.epochs > 0, "train.soup.epochs above 0")
-    _refuse_idle(train.prune, "train.prune", "after", train.prune.amount > 0, "train.prune.amount above 0")
+    yield (mix, "mix", "switch_prob", both or phases, "both mix.mixup and mix.cutmix")
+    yield (train.ema, "train.ema", "warmup", train.ema.decay > 0, "train.ema.decay above 0")
+    yield (train.swa, "train.swa", "lr_factor", train.swa.epochs > 0, "train.swa.epochs above 0")
+    yield (train.soup, "train.soup", "method", train.soup.epochs > 0, "train.soup.epochs above 0")
+    yield (train.prune, "train.prune", "after", train.prune.amount > 0, "train.prune.amount above 0")
     chooses = train.early_stopping.patience > 0 or train.keep == "best"
     needs = "train.early_stopping.patience or train.keep best"
-    _refuse_idle(train.early_stopping, "train.early_stopping", "min_delta", chooses, needs)
+    yield (train.early_stopping, "train.early_stopping", "min_delta", chooses, needs)
 
 
 SCHEDULE_KEYS = {

@@ -19,7 +19,7 @@ from goldfold.paths import Workspace, shipped_configs
 from goldfold.pipeline.graph import plan_pipeline
 from goldfold.pipeline.label_report import score_labels
 from goldfold.pipeline.rounds_report import compare_rounds, rounds_text, write_rounds
-from goldfold.pipeline.run import run_pipeline
+from goldfold.pipeline.run import PipelineFailed, run_pipeline
 from goldfold.pipeline.submitting import score, submit
 from goldfold.progress import say, warn
 
@@ -58,7 +58,11 @@ def run_demo(
         return f"prepared {data}; `goldfold run {pipeline}` runs it"
 
     command = shlex.join(["goldfold", "run", str(pipeline), *overrides])
-    outcome = run_pipeline(pipeline, workspace, overrides)
+    try:
+        outcome = run_pipeline(pipeline, workspace, overrides)
+    except PipelineFailed as failed:
+        write_rounds(compare_rounds(failed.outcome, workspace), workspace, command)
+        raise
     submissions = dict(outcome.submissions)
     for made in (*outcome.runs, *outcome.ensembles):
         # Each round's own submission, to set beside the last one's.

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from goldfold.config.schema import DecisionMethod
+from goldfold.ensemble.rows import Stack
 from goldfold.ensemble.tally import METRICS, Doubles, Tally, tally
 from goldfold.errors import BadInput
 from goldfold.metrics import Metric
@@ -96,7 +97,7 @@ def fit_decisions(
         return Decisions("cut_points", cuts)
     if task.name == "multilabel":
         return Decisions("thresholds", _fit_labels(values, truth, task.threshold, quality))
-    found = Decisions("multipliers", _fit_multipliers(values, truth, quality))
+    found = Decisions("multipliers", _fit_multipliers(values, targets, truth, task, quality))
     count = len(task.classes)
     reached, fixed = (
         quality(tally(truth, task.decide(values, each).astype(np.int64), count))[0] for each in (found, start)
@@ -235,12 +236,16 @@ def _above(scores: Doubles, truth: Ints) -> tuple[Doubles, Doubles]:
     return distinct, rows.sum(axis=1, keepdims=True) - rows.cumsum(axis=1)
 
 
-def _fit_multipliers(values: Floats, truth: Ints, quality: Quality) -> tuple[float, ...]:
-    """A multiplier a class. Of more than 20,000 rows every n-th is searched, and what is found must help all rows."""
-    step = -(-len(values) // SEARCH_ROWS)
-    found = _search_multipliers(values[::step], truth[::step], quality)
-    if step == 1:
-        return found
+def _fit_multipliers(values: Floats, targets: Floats, truth: Ints, task: Task, quality: Quality) -> tuple[float, ...]:
+    """A multiplier a class. Of more than 20,000 rows about so many are searched, and what is found must help all rows.
+
+    Which rows depends on what they hold: every n-th would be of one kind where ids come in pairs.
+    """
+    if len(values) <= SEARCH_ROWS:
+        return _search_multipliers(values, truth, quality)
+    stack = Stack.of([values], targets)
+    rows = stack.sample(stack.ordered(), task, SEARCH_ROWS)
+    found = _search_multipliers(values[rows], truth[rows], quality)
     labels = values.shape[1]
     plain = float(quality(tally(truth, values.argmax(axis=1), labels))[0])
     helped = float(quality(tally(truth, (values * np.array(found)).argmax(axis=1), labels))[0])

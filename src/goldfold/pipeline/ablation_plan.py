@@ -12,9 +12,11 @@ from typing import Any, Literal
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
 
 from goldfold import files
 from goldfold.config import Config, changed_keys, config_from_dict
+from goldfold.config.consistency import idle_keys
 from goldfold.errors import BadInput
 from goldfold.pipeline.run_folder import relevant
 from goldfold.tricks import find_trick
@@ -135,6 +137,10 @@ def _row(
             for key, value in item.on.items():
                 _put(values, key, value)
             _add_transforms(values, item)
+    # What an item that is off leaves without effect would be refused; what an item sets on purpose still is.
+    for key, default in _left_idle(values):
+        if not any(key in items[number].on for number in on):
+            _put(values, key, default)
     # Only validation rows are scored: predicting the test set would cost time and tell nothing.
     values["competition"] |= {"test_csv": None, "sample_submission": None}
     values["train"]["seeds"] = []
@@ -144,6 +150,19 @@ def _row(
     row = Row(name, title, checked, changes, against)
     same = next((other.name for other in above if other.fingerprint == row.fingerprint), None)
     return Row(name, title, checked, changes, against, same)
+
+
+def _left_idle(values: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Dotted keys without effect, with their defaults; none where a section is wrong by itself, which is told later."""
+    try:
+        parts: dict[str, Any] = {
+            name: type(field.default).model_validate(values[name])
+            for name, field in Config.model_fields.items()
+            if isinstance(field.default, BaseModel)
+        }
+    except ValidationError:
+        return []
+    return [(f"{name}.{key}", default) for name, key, default, _ in idle_keys(Config.model_construct(**parts))]
 
 
 def _named(name: str, own: dict[str, Any]) -> Item:
