@@ -45,7 +45,14 @@ for name, value in SETTINGS.items():
 
 STARTED = time.time()  # the time limit counts from here
 FORMAT = 1
-ENGINE = "from goldfold.inference.run import main; raise SystemExit(main())"
+ENGINE = """
+import os, sys
+from goldfold.inference.run import main
+code = main()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(code)  # all is written; a thread that still computes would make torch abort while Python shuts down
+"""
 REPORT = "inference.json"
 LAST_SECONDS = 30.0
 """How long before the limit predicting is ended by force. It plans to be done earlier."""
@@ -362,7 +369,7 @@ def main() -> int:
         early = fallback(competition, pack)
         write_table(submission, early)
         written = submission.stat()
-        say(f"submission.csv is there: {len(early) - 1} rows, each of them the class prior so far")
+        say(f"submission.csv is there, rows: {len(early) - 1}, all with the class prior so far")
         wheels = install(folder)
         say(f"installed {', '.join(wheels)}" if wheels else "nothing to install")
         os.environ.update(

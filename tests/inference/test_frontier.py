@@ -192,6 +192,19 @@ def test_where_fitting_takes_too_long_gains_judge(monkeypatch: pytest.MonkeyPatc
     assert len(fits.known()) == fitted
 
 
+def test_a_metric_that_fails_leaves_the_scaled_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    def failing(task: Task, targets: Floats, values: Floats) -> float:
+        raise ZeroDivisionError("the user's own")
+
+    blend = Blend("simplex", ("fair", "good", "poor"), np.array([0.3, 0.5, 0.2]))
+    metric = Metric("own", True, "probability", frozenset({"multiclass"}), failing)
+    evidence = Evidence(OOF, TARGETS, FOLDS, metric, "simplex", None, "none", "fixed", False)
+    fits = Fits(tuple(OOF), TASK, Fitted(blend.members, Chain(blend, None, None), 0.6), evidence)
+    assert fits.fit(frozenset(["good", "fair"])).weights == pytest.approx({"fair": 0.375, "good": 0.625})
+    assert not fits.searches
+    assert "the weights of the whole are scaled up" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "spoil",
     [lambda path: path.unlink(), lambda path: path.write_text("{"), lambda path: path.write_text('{"name": 1}')],

@@ -139,7 +139,7 @@ def test_a_read_that_hangs_is_given_up_and_the_thread_replaced(paths: list[Path]
     assert np.array_equal(found[2], load(paths[2], RGB))
     free.set()
     for thread in threading.enumerate():
-        if thread.name == "decode-0":
+        if thread.name == "goldfold-decode-0":
             thread.join(10)
     assert not reader.images(RGB).read(rows(2))[1].any()  # what came too late is not written
     reader.close()

@@ -101,13 +101,13 @@ class Kaggle:
         return pd.read_csv(self.submission, dtype=str, keep_default_na=False)
 
     def stand_in(self, code: str) -> None:
-        """A Goldfold whose ``goldfold.inference.run.main`` has this body; ``submission`` is the path of submission.csv."""
+        """A Goldfold whose ``goldfold.inference.run.main`` has this body and returns 0; ``submission`` is the path of submission.csv."""
         package = self.engine / "goldfold" / "inference"
         package.mkdir(parents=True)
         body = "".join(f"    {line}\n" for line in code.splitlines())
         head = "import os, signal, sys, time\nfrom pathlib import Path\n\n\ndef main():\n"
         path = "    submission = Path(os.environ['GOLDFOLD_WORKING']) / 'submission.csv'\n"
-        (package / "run.py").write_text(head + path + body)
+        (package / "run.py").write_text(head + path + body + "    return 0\n")
         (package / "__init__.py").touch()
         (package.parent / "__init__.py").touch()
 

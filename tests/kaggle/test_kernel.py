@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import sys
+import time
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -364,14 +365,23 @@ def test_the_last_good_blend_stays(kaggle: Kaggle) -> None:
     assert set(kaggle.rows()["ant"]) == {"1"}
 
 
+def test_threads_that_still_run_do_not_spoil_the_end(kaggle: Kaggle) -> None:
+    kaggle.stand_in(PREDICT + "import threading\nthreading.Thread(target=time.sleep, args=(600,)).start()")
+    started = time.monotonic()
+    done = kaggle.run()
+    assert done.returncode == 0, done.stdout
+    assert time.monotonic() - started < 60
+    assert set(kaggle.rows()["ant"]) == {"1"}
+
+
 def test_predicting_that_hangs_is_ended_with_its_children_before_the_limit(kaggle: Kaggle) -> None:
     child = "import subprocess\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
     kaggle.stand_in(PREDICT + child + "print('child', child.pid, flush=True)\ntime.sleep(600)")
-    done = kaggle.run(**RERUN, GOLDFOLD_HOURS=str(3 / 3600))
+    done = kaggle.run(**RERUN, GOLDFOLD_HOURS=str(6 / 3600))
     assert done.returncode == 0
     assert "went on until the time limit" in done.stdout
     assert "holds the last good blend" in done.stdout
-    assert json.loads((kaggle.working / "kernel.json").read_text())["seconds"] < 10
+    assert json.loads((kaggle.working / "kernel.json").read_text())["seconds"] < 30
     (pid,) = (line.split()[1] for line in done.stdout.splitlines() if line.startswith("child"))
     state = Path(f"/proc/{pid}/stat")
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"

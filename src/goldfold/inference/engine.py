@@ -24,7 +24,7 @@ from goldfold.inference.devices import CPU, describe, first_line
 from goldfold.inference.frontier import Fits
 from goldfold.inference.inputs import HiddenRows
 from goldfold.inference.networks import Loader, Unit, by_member
-from goldfold.inference.reader import GLANCE, NoRoom, Reader
+from goldfold.inference.reader import GLANCE, THREADS, NoRoom, Reader
 from goldfold.inference.running import Outcome, Progress, run_unit
 from goldfold.inference.tally import Tally
 from goldfold.kaggle.pack import Pack
@@ -127,7 +127,7 @@ class Engine:
     def run(self, publish: Callable[[], None]) -> None:
         """Until everything is done or the time is up. ``publish`` is called in this thread whenever more is done; it must
         be quick."""
-        worker = threading.Thread(target=self._conduct, name="conduct", daemon=True)
+        worker = threading.Thread(target=self._conduct, name=f"{THREADS}conduct", daemon=True)
         worker.start()
         shown, took = 0, 0.0
         while worker.is_alive() and self.deadline.left() > 2 * took:
@@ -226,6 +226,7 @@ class Engine:
             self.throughput.note(unit, outcome.rate)
             if outcome.error is not None:
                 self._give_up(unit, outcome.error)
+                self.tally.drop(chunk, progress)
             elif progress.whole:
                 self.tally.add(chunk, progress)
                 self.steps.append((self.deadline.used(), unit.name, chunk))

@@ -131,10 +131,7 @@ class Fits:
         if members >= self.needed:
             return self.whole
         if members not in self._fitted:
-            names = sorted(members)
-            self._fitted[members] = (
-                self._scaled(names) if self.evidence is None else fit_subset(self.evidence, names, self.task)
-            )
+            self._fitted[members] = self._make(sorted(members))
         return self._fitted[members]
 
     def weights(self, members: frozenset[str]) -> dict[str, float]:
@@ -167,6 +164,15 @@ class Fits:
         known = list(self._fitted.values())  # at once: the other thread may fit one meanwhile
         others = [each for each in known if each.score is not None and members.issuperset(each.members)]
         return max([own, *others], key=lambda each: self._signed(each.score))
+
+    def _make(self, names: Sequence[str]) -> Fitted:
+        if self.evidence is not None:
+            try:
+                return fit_subset(self.evidence, names, self.task)
+            except Exception as error:  # a metric of the user's own may raise anything; predictions must not end for it
+                warn(f"no blend of {some(names)} can be fitted ({error}); the weights of the whole are scaled up")
+                self.evidence, self.searches = None, False
+        return self._scaled(names)
 
     def _signed(self, value: float | None) -> float:
         return math.nan if value is None else self.sign * value

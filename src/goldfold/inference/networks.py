@@ -17,6 +17,7 @@ from goldfold.errors import BadInput, GoldfoldError
 from goldfold.images.colour import InputColours
 from goldfold.inference.devices import first_line, free_memory, is_out_of_memory, machine_for
 from goldfold.inference.inputs import HiddenRows
+from goldfold.inference.reader import THREADS
 from goldfold.kaggle.pack import Pack, PackFold, PackMember, find_damage, load_bundle, read_bundle
 from goldfold.machine import Machine
 from goldfold.metadata import MetadataEncoder
@@ -133,7 +134,7 @@ class Loader:
         if (self._kept is not None and self._kept[0] is unit) or (self._coming is not None and self._coming[0] is unit):
             return
         result: list[Classifier | Exception] = []
-        thread = threading.Thread(target=self._into, args=(unit, result), name="load", daemon=True)
+        thread = threading.Thread(target=self._into, args=(unit, result), name=f"{THREADS}load", daemon=True)
         self._coming = (unit, thread, result)
         thread.start()
 

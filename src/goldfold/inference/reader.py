@@ -26,6 +26,8 @@ from goldfold.images.decode import Pixels, load_specs
 WAITING, READY, UNREADABLE = range(3)
 BLOCK = 8
 """Rows that a thread takes at once."""
+THREADS = "goldfold-"
+"""How the names of all threads of the engine begin."""
 GLANCE = 0.2
 """Seconds between two looks at the clock while waiting."""
 
@@ -132,7 +134,7 @@ class Reader:
         if task is not None:
             self._tasks[number] = task
         # Not a pool: Python would wait at its exit for a thread that hangs in a read.
-        threading.Thread(target=self._work, args=(number, task), name=f"decode-{number}", daemon=True).start()
+        threading.Thread(target=self._work, args=(number, task), name=f"{THREADS}decode-{number}", daemon=True).start()
 
     def _work(self, number: int, task: _Task | None) -> None:
         while True:

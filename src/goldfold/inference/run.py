@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import shutil
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from goldfold.inference.engine import Engine, Room
 from goldfold.inference.frontier import fits_of_pack
 from goldfold.inference.inputs import HiddenRows, find_competition, find_pack, read_test
 from goldfold.inference.networks import find_units
+from goldfold.inference.reader import THREADS
 from goldfold.inference.tally import Part, all_prior, make_submission, score_of, write_submission
 from goldfold.kaggle.pack import NAME, read_pack, verify
 from goldfold.paths import KAGGLE_INPUT, KAGGLE_WORKING, environment_dir
@@ -78,11 +82,31 @@ def main(env: Mapping[str, str] | None = None) -> int:
     From the moment that the test CSV is read there is a valid ``submission.csv``, first of the prior alone.
     """
     try:
-        settings = Settings.from_environment(os.environ if env is None else env)
-        return predict(settings)
+        code = predict(Settings.from_environment(os.environ if env is None else env))
     except GoldfoldError as error:
         say(f"goldfold: {error}")
-        return error.exit_code
+        code = error.exit_code
+    leave_threads(code)
+    return code
+
+
+def leave_threads(code: int) -> None:
+    """Let the process end with ``code`` although a thread still computes or reads, as one does that hangs.
+
+    Python would end under it, and torch then aborts the process: the exit code would say that all had failed.
+    """
+
+    def leave() -> None:
+        if busy():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def busy() -> bool:
+        return any(thread.name.startswith(THREADS) for thread in threading.enumerate())
+
+    if busy():
+        atexit.register(leave)
 
 
 def predict(

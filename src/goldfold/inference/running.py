@@ -17,12 +17,14 @@ from goldfold.errors import GoldfoldError
 from goldfold.images.centre import centre
 from goldfold.inference.devices import first_line, is_device_failure
 from goldfold.inference.networks import Network, Unit
-from goldfold.inference.reader import GLANCE, Reader, Stopped
-from goldfold.progress import warn
+from goldfold.inference.reader import GLANCE, THREADS, Reader, Stopped
+from goldfold.progress import say, warn
 from goldfold.records import Floats
 
 AHEAD = 2
 """Batches that wait for each device."""
+BETWEEN_LINES = 60.0
+"""Seconds between two lines of a long run's log."""
 
 
 class Progress:
@@ -96,7 +98,10 @@ class _Lane:
         self.first_images, self.first_seconds = 0, 0.0
         self._ready: queue.Queue[tuple[int, Tensor] | Exception | None] = queue.Queue(AHEAD)
         self._halt = threading.Event()
-        self.threads = [threading.Thread(target=work, daemon=True) for work in (self._feed, self._compute)]
+        self.threads = [
+            threading.Thread(target=work, name=f"{THREADS}{name}", daemon=True)
+            for name, work in (("feed", self._feed), ("compute", self._compute))
+        ]
 
     def _over(self) -> bool:
         return self._halt.is_set() or self.stop()
@@ -200,7 +205,12 @@ def run_unit(
             thread.start()
     meanwhile()
     for lane in lanes:
-        lane.threads[1].join()  # the other may hang in a read; it ends by itself
+        computing = lane.threads[1]  # the other may hang in a read; it ends by itself
+        while computing.is_alive():
+            computing.join(BETWEEN_LINES)
+            if computing.is_alive():
+                done = len(progress.values) - progress.rows_left()
+                say(f"{progress.unit.name}: {done} of {len(progress.values)} images")
     for lane in lanes:
         if lane.error is None:
             continue

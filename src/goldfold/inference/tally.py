@@ -70,6 +70,12 @@ class Tally:
             if not self._closed and not self._whole(chunk) and progress not in self._begun.setdefault(chunk, []):
                 self._begun[chunk].append(progress)
 
+    def drop(self, chunk: int, progress: Progress) -> None:
+        """A unit that was given up."""
+        with self._lock:
+            if progress in self._begun.get(chunk, []):
+                self._begun[chunk].remove(progress)
+
     def close(self) -> None:
         """Nothing is added any more: what comes after the last submission is no part of it."""
         with self._lock:
@@ -123,7 +129,7 @@ class Tally:
                 fitted = fits.best(group, complete)
                 values = {name: self._mean(name, rows) for name in group & frozenset(fitted.members)}
                 parts.append(Part(rows, fitted.apply(values, fits.task), fitted))
-            for chunk, begun in self._begun.items():
+            for chunk, begun in ((chunk, begun) for chunk, begun in self._begun.items() if begun):
                 progress = max(begun, key=lambda each: int(each.rows().sum()))
                 mine = np.flatnonzero(progress.rows())
                 rows = mine + self.bounds[chunk]

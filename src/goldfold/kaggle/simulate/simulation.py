@@ -112,7 +112,7 @@ def simulate(settings: Simulation, cache: Path, show: Callable[[str], None], out
             _variables(settings),
         )
         facts = {
-            "pack": f"{settings.pack}: {pack.kind} '{pack.source}', {len(pack.members)} members",
+            "pack": f"{settings.pack}: {pack.kind} '{pack.source}', {_count(len(pack.members), 'member')}",
             "packages": layer.words,
             "network": f"cut: {stage.network}",
             "inputs": f"layout '{settings.layout}', read-only: {stage.inputs}",
@@ -179,10 +179,10 @@ def _variables(settings: Simulation) -> dict[str, str]:
 
 def _describe(settings: Simulation, hidden: HiddenTest) -> str:
     if settings.public:
-        return f"the public one, {len(hidden.ids)} rows"
+        return f"the public one, {_count(len(hidden.ids), 'row')}"
     broken = f", {len(hidden.unreadable)} of them unreadable" if hidden.unreadable else ""
     old = "; the sample submission stays the public one" if settings.old_sample else ""
-    return f"hidden, {len(hidden.ids)} rows{broken} (public: {hidden.public_rows}){old}"
+    return f"hidden, {_count(len(hidden.ids), 'row')}{broken} (public: {hidden.public_rows}){old}"
 
 
 def _predicted(report: Path) -> dict[str, str]:
@@ -193,7 +193,7 @@ def _predicted(report: Path) -> dict[str, str]:
     members = ", ".join(f"{item['name']} {item['folds']}/{item['of']}" for item in told["members"])
     whole = "complete" if told["complete"] else "not complete"
     unreadable = f", {told['unreadable']} unreadable" if told["unreadable"] else ""
-    return {"predicted": f"{told['predicted']} of {told['rows']} rows{unreadable}; {whole}: {members}"}
+    return {"predicted": f"{told['predicted']} of {_count(told['rows'], 'row')}{unreadable}; {whole}: {members}"}
 
 
 def _judge(ended: Ended, submission: Path, pack: Pack, hidden: HiddenTest) -> tuple[str, list[str]]:
@@ -216,7 +216,11 @@ def _judge(ended: Ended, submission: Path, pack: Pack, hidden: HiddenTest) -> tu
     holds = str(told.get("submission", "not told by the kernel"))
     if not problems and told.get("problem"):
         problems.append(f"the submission is {holds}: {told['problem']}")
-    return f"valid, {len(frame)} rows: {holds}", problems
+    return f"valid, {_count(len(frame), 'row')}: {holds}", problems
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _copy(source: Path, target: Path) -> None:
