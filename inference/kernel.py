@@ -54,6 +54,7 @@ sys.stderr.flush()
 os._exit(code)  # all is written; a thread that still computes would make torch abort while Python shuts down
 """
 REPORT = "inference.json"
+csv.field_size_limit(2**31 - 1)  # the default refuses cells that pandas reads
 LAST_SECONDS = 30.0
 """How long before the limit predicting is ended by force. It plans to be done earlier."""
 
@@ -75,7 +76,7 @@ def some(names: list[str], limit: int = 5) -> str:
 
 
 def input_folders(root: Path) -> list[Path]:
-    """Every attached competition and data set: competitions/<slug>, datasets/<owner>/<slug>, and the older <slug>."""
+    """Every attached input: competitions/<slug>, datasets/<owner>/<slug>, notebooks/<owner>/<slug>, and the older <slug>."""
 
     def below(folder: Path) -> list[Path]:
         try:
@@ -83,16 +84,18 @@ def input_folders(root: Path) -> list[Path]:
         except OSError:
             return []
 
-    owners = below(root / "datasets")
+    owners = [*below(root / "datasets"), *below(root / "notebooks")]
     found = [*below(root / "competitions"), *(folder for owner in owners for folder in below(owner))]
-    found += [folder for folder in below(root) if folder.name not in ("competitions", "datasets")]
+    found += [folder for folder in below(root) if folder.name not in ("competitions", "datasets", "notebooks")]
     return found
 
 
 def find_pack(root: Path) -> tuple[Path, dict[str, Any]]:
     """The folder of the pack, and what its pack.json says. Raises Problem."""
     wanted = os.environ.get("GOLDFOLD_PACK", "")
-    folders = [Path(wanted)] if "/" in wanted else input_folders(root)
+    # A competition may have very many folders, and holds no pack.
+    attached = [folder for folder in input_folders(root) if folder.parent != root / "competitions"]
+    folders = [Path(wanted)] if "/" in wanted else attached
     # A data set that was uploaded as an archive has its files one folder further down.
     found = [
         path.parent
@@ -138,11 +141,18 @@ def find_competition(root: Path, pack: dict[str, Any]) -> Path:
 
 # %%
 def read_table(path: Path) -> Table:
-    """A CSV as text. Raises Problem when it has no header."""
+    """A CSV as text, of UTF-8, else of Latin-1. Raises Problem when it has no header."""
+
+    def read(encoding: str) -> Table:
+        with path.open(newline="", encoding=encoding) as file:
+            return [row for row in csv.reader(file) if row]
+
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        try:
+            table = read("utf-8-sig")
+        except UnicodeDecodeError:
+            table = read("latin-1")
+    except (OSError, csv.Error) as error:
         raise Problem(f"{path}: not a readable CSV file ({error})") from None
     if not table:
         raise Problem(f"{path}: the CSV file is empty, without even a header")
@@ -181,8 +191,10 @@ def prior_cells(pack: dict[str, Any]) -> dict[str, str]:
     return {name: repr(share) for name, share in shares.items()}
 
 
-def fallback(folder: Path, pack: dict[str, Any]) -> Table:
-    """A valid submission before anything is predicted. Raises Problem where even that is impossible.
+def fallback(folder: Path, pack: dict[str, Any]) -> tuple[Table, bool]:
+    """A submission before anything is predicted, and whether its ids are surely those of the test set.
+
+    Raises Problem where even that is impossible.
 
     A row for each row of the test CSV (without one: of the sample submission), in the sample's columns. Cells hold the class
     prior; where the sample's columns are not those that the pack knows, they are the sample's own.
@@ -191,27 +203,29 @@ def fallback(folder: Path, pack: dict[str, Any]) -> Table:
     key, test_csv = about["id_column"], folder / about["test_csv"]
     sample_csv = folder / about["sample_csv"] if about["sample_csv"] else None
     sample = read_table(sample_csv) if sample_csv and sample_csv.is_file() else None
+    sure = True
     try:
         ids = list(dict.fromkeys(column(read_table(test_csv), key, test_csv)))
     except Problem as problem:
         if sample is None or sample_csv is None:
             raise
         say(f"{problem}; the fallback has the sample submission's rows")
+        sure = False
         ids = list(dict.fromkeys(column(sample, key, sample_csv)))
     prior = prior_cells(pack)
     if sample is None or sample_csv is None:
-        return [[key, *prior], *([name, *prior.values()] for name in ids)]
+        return [[key, *prior], *([name, *prior.values()] for name in ids)], sure
     header, known = sample[0], dict(zip(column(sample, key, sample_csv), sample[1:], strict=True))
     if set(ids) <= set(known):  # all that is to be submitted, in its order
         ids = list(known)
     if set(header) == {key, *prior}:
-        return [header, *([name if cell == key else prior[cell] for cell in header] for name in ids)]
+        return [header, *([name if cell == key else prior[cell] for cell in header] for name in ids)], sure
     any_row = sample[1] if len(sample) > 1 else [""] * len(header)
     place = header.index(key)
-    rows = [list(known.get(name, any_row)) for name in ids]
+    rows = [[*known.get(name, any_row), *[""] * len(header)][: len(header)] for name in ids]
     for row, name in zip(rows, ids, strict=True):
         row[place] = name
-    return [header, *rows]
+    return [header, *rows], sure
 
 
 def any_sample(root: Path) -> Table:
@@ -232,8 +246,11 @@ def write_table(path: Path, table: Table) -> None:
     beside.replace(path)
 
 
-def misfit(submission: Path, expected: Table, key: str) -> str | None:
-    """In what way a submission differs from the columns and ids of ``expected``; None where it does not."""
+def misfit(submission: Path, expected: Table, key: str, sure: bool) -> str | None:
+    """In what way a submission differs from the columns and ids of ``expected``; None where it does not.
+
+    Where ``expected`` is not ``sure`` of its ids, Goldfold's own are believed, which checked them against the test CSV.
+    """
     try:
         found = read_table(submission)
         ids = column(found, key, submission)
@@ -241,7 +258,7 @@ def misfit(submission: Path, expected: Table, key: str) -> str | None:
         return str(problem)
     if found[0] != expected[0]:
         return f"its columns are {some(found[0], 20)}, not {some(expected[0], 20)}"
-    if len(ids) != len(set(ids)) or set(ids) != set(column(expected, key, submission)):
+    if len(ids) != len(set(ids)) or (sure and set(ids) != set(column(expected, key, submission))):
         return f"its {len(ids)} ids are not the {len(expected) - 1} of the test set"
     return None
 
@@ -356,7 +373,7 @@ def main() -> int:
     strict = is_strict(rerun)
     say(f"{'the hidden rerun' if rerun else 'a public run'}; Python {sys.version.split()[0]}; input {root}")
     early: Table = []
-    key = ""
+    key, sure = "", True
     wheels: list[str] = []
     problem: str | None = None
     for name in (submission.name, REPORT):  # of a run before, in the same session
@@ -366,7 +383,7 @@ def main() -> int:
         competition = find_competition(root, pack)
         say(f"pack {folder}; competition {competition}")
         key = pack["competition"]["id_column"]
-        early = fallback(competition, pack)
+        early, sure = fallback(competition, pack)
         write_table(submission, early)
         written = submission.stat()
         say(f"submission.csv is there, rows: {len(early) - 1}, all with the class prior so far")
@@ -376,7 +393,7 @@ def main() -> int:
             GOLDFOLD_PACK=str(folder), GOLDFOLD_COMPETITION=str(competition), GOLDFOLD_STARTED=repr(STARTED)
         )
         predict(time_limit(pack))
-        wrong = misfit(submission, early, key)
+        wrong = misfit(submission, early, key, sure)
         if wrong:
             raise Problem(f"submission.csv is not valid: {wrong}")
         if (submission.stat().st_ino, submission.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns):
@@ -388,7 +405,7 @@ def main() -> int:
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if problem is not None:
         say(f"FAILED: {problem}")
-    holds = "predictions" if problem is None else keep(submission, early, key, root)
+    holds = "predictions" if problem is None else keep(submission, early, key, sure, root)
     record = {"submission": holds, "problem": problem, "wheels": wheels, "seconds": round(time.time() - STARTED, 1)}
     (submission.parent / "kernel.json").write_text(
         json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8"
@@ -418,13 +435,13 @@ def time_limit(pack: dict[str, Any]) -> float:
     return STARTED + seconds - min(LAST_SECONDS, seconds / 50)
 
 
-def keep(submission: Path, early: Table, key: str, root: Path) -> str:
+def keep(submission: Path, early: Table, key: str, sure: bool, root: Path) -> str:
     """After a failure the last good blend stays, or the fallback is put back. Says what submission.csv holds."""
     try:
         if not early:
             write_table(submission, any_sample(root))
             return "the sample submission"
-        if misfit(submission, early, key) is None:
+        if misfit(submission, early, key, sure) is None:
             return "the fallback" if same_answers(read_table(submission), early, key) else "the last good blend"
         write_table(submission, early)
         return "the fallback"

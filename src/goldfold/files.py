@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,22 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
     write_atomic(path, lambda temporary: frame.to_csv(temporary, index=False, lineterminator="\n"))
 
 
-def read_csv(path: Path, **options: Any) -> pd.DataFrame:
-    """A CSV as text columns (so that the id ``007`` stays ``007``). Raises BadInput."""
+def read_csv(path: Path, encoding: str = "utf-8-sig", **options: Any) -> pd.DataFrame:
+    """A CSV as text columns (so that the id ``007`` stays ``007``). A comma at every row's end is no column.
+
+    Raises BadInput, also where rows have more cells than the header: pandas would shift them against it.
+    """
+    given: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": encoding, **options}
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", **options)
+        frame = pd.read_csv(path, **given)
+        if isinstance(frame.index, pd.RangeIndex) or "index_col" in given:
+            return frame
+        # The first cells of each row became its index, and the header stands too far to the right.
+        if (frame.iloc[:, -frame.index.nlevels :] != "").any(axis=None):
+            raise BadInput(path, "its rows have more cells than its header has columns", "name every column")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)
+            return pd.read_csv(path, **given, index_col=False)
     except FileNotFoundError:
         raise BadInput(path, "the file does not exist") from None
     except IsADirectoryError:
@@ -68,7 +81,7 @@ def read_csv(path: Path, **options: Any) -> pd.DataFrame:
     except pd.errors.EmptyDataError:
         raise BadInput(path, "the CSV file is empty") from None
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise BadInput(path, f"not a readable CSV file ({error})") from None
+        raise BadInput(path, f"not a readable CSV file ({error})") from error
 
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> None:

@@ -101,6 +101,7 @@ def test_budget_on_given_speeds(project: Path, capsys: pytest.CaptureFixture[str
         assert main([*command, "--hours", "0.2"]) == 0
         part = pd.read_csv(folder / "budget.csv")
         assert main([*command, "--hours", "1", "--gpus", "2"]) == 0
+        assert "2 GPUs" in capsys.readouterr().out
         double = pd.read_csv(folder / "budget.csv")
     # 360 s a network of the first (with one view), 720 of the second; 3528 s of work in an hour.
     first = whole.loc[whole["member"] == "first", "seconds"]
@@ -109,8 +110,14 @@ def test_budget_on_given_speeds(project: Path, capsys: pytest.CaptureFixture[str
     assert whole["hours"].iloc[-1] == pytest.approx(whole["seconds"].sum() / 3600, abs=1e-6)
     assert list(part["member"]) == ["first"]
     assert part["hours"].iloc[-1] <= 0.2 * 0.98
+    with patch("goldfold.pipeline.budgeting.draw_budget"):
+        assert main([*command, "--hours", "0.05"]) == 0
+    # 360 s a network, and less than 180 s: the kernel answers some rows all the same.
+    assert re.search(r"'first' would answer about 1[67]\d{3} of 36000 images", capsys.readouterr().out)
     assert double["hours"].iloc[-1] == pytest.approx(whole["hours"].iloc[-1] / 2, abs=1e-6)
-    assert "2 GPUs" in capsys.readouterr().out
+    with patch("goldfold.pipeline.budgeting.draw_budget"):
+        assert main(command) == 0
+    assert "36000 images in 9 hours" in capsys.readouterr().out
 
 
 def test_columns_of_the_budgets_tables(project: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from goldfold.errors import BadInput
 from goldfold.inference.inputs import HiddenRows, find_competition, find_pack, read_test
+from goldfold.inference.tally import all_prior, make_submission
 from goldfold.kaggle.pack import Pack, PackCompetition
 from goldfold.submission import SubmissionFormat
 from goldfold.tasks import Task
@@ -137,7 +138,7 @@ def test_columns_of_the_pattern_come_from_the_test_csv(tmp_path: Path) -> None:
     [
         ("", None, "empty"),
         ("name\na\n", None, "no id column 'id'"),
-        ("id\na\na\n", None, "duplicate ids: a"),
+        ("id,site\na,b,c\n", None, "more cells than its header has columns"),
         ("id\n../../secret\n", None, "leads out of"),
         ("id\na\n", "id,other\na,0\n", "no column label"),
     ],
@@ -146,6 +147,29 @@ def test_bad_tables_are_one_line(tmp_path: Path, test: str, sample: str | None, 
     with pytest.raises(BadInput, match=message) as caught:
         read(tmp_path, test, sample)
     assert "\n" not in str(caught.value)
+
+
+def test_what_the_kernel_reads_goldfold_reads(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Doubled ids, another encoding, a comma at each row's end, a huge cell: no reason to submit the prior."""
+    found = read(tmp_path, "id,site,\na,x,\nb,y,\na,z,\n", None)
+    assert found.ids == ("a", "b")
+    assert list(found.frame["site"]) == ["x", "y"]
+    assert "1 rows have the id of another one (a); the first counts" in capfd.readouterr().err
+    (tmp_path / "test.csv").write_bytes("id\nblätter\n".encode("latin-1"))
+    assert read_test(PACK, tmp_path).ids == ("blätter",)
+    assert "it is read as Latin-1" in capfd.readouterr().err
+    assert read(tmp_path, f"id,note\na,{'x' * 140_000}\n", None).ids == ("a",)
+
+
+def test_a_column_that_only_the_hidden_sample_has_is_submitted_as_it_stands(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = read(tmp_path, "id\na\nb\n", "id,label,Usage\nb,0.5,Private\na,0.5,Public\n")
+    assert "knows no column Usage" in capfd.readouterr().err
+    table = make_submission(PACK, found, [all_prior(2, PACK.prior)])
+    assert list(table.columns) == ["id", "label", "Usage"]
+    assert list(table["id"]) == ["b", "a"]
+    assert list(table["Usage"]) == ["Private", "Public"]
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:

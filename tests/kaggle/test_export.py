@@ -366,7 +366,7 @@ def test_push_creates_and_later_makes_a_version(
     project: Path, client: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exported("small", "--to", "packs/pushed", "--push") == 0
-    assert json.loads(Path("packs/pushed/dataset-metadata.json").read_text())["id"] == "someone/tiny-small"
+    assert json.loads(Path("packs/pushed/dataset-metadata.json").read_text())["id"] == "someone/tiny-small-pack"
     assert capsys.readouterr().out.splitlines()[-1] == "Your private Dataset is being created. See https://k.co/new"
     answer(client, datasets_status=(0, "ready", ""))
     assert exported("small", "--to", "packs/pushed", "--push") == 0
@@ -392,7 +392,25 @@ def test_push_without_a_client_says_so_before_any_work(
 
 def test_an_owner_may_be_named(project: Path) -> None:
     assert exported("small", "--to", "packs/owned", "--owner", "our-team") == 0
-    assert json.loads(Path("packs/owned/dataset-metadata.json").read_text())["id"] == "our-team/tiny-small"
+    assert json.loads(Path("packs/owned/dataset-metadata.json").read_text())["id"] == "our-team/tiny-small-pack"
+
+
+def test_the_time_limit_is_the_competitions_and_no_export_resets_it(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exported("small", "--to", "packs/hours", "--hours", "6") == 0
+    assert exported("small", "--to", "packs/hours") == 0
+    assert read_pack(Path("packs/hours")).hours == 6.0
+    assert "6 hours for the kernel (as the pack that is replaced)" in capsys.readouterr().err
+    config = Path("runs/small/config.yaml")
+    before = config.read_text()
+    try:
+        config.write_text(before.replace("hours: null", "hours: 4.5"))
+        assert exported("small", "--to", "packs/hours") == 0
+    finally:
+        config.write_text(before)
+    assert read_pack(Path("packs/hours")).hours == 4.5
+    assert "4.5 hours for the kernel (competition.hours)" in capsys.readouterr().err
 
 
 # --- docs/formats.md ---------------------------------------------------------------------------------------------------

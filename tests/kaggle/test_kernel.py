@@ -240,7 +240,8 @@ def test_the_fallback_is_what_goldfold_submits_for_the_prior(
     format = decide_format(task, needs, sample, "id", target=task.classes if task is POINT else "label")
     pack = describe_pack(tmp_path / "pack", task, format, prior, None if sample is None else "sample_submission.csv")
     write_rows(tmp_path, IDS, sample)
-    table = kernel.fallback(tmp_path, json.loads((pack.folder / "pack.json").read_text()))
+    table, sure = kernel.fallback(tmp_path, json.loads((pack.folder / "pack.json").read_text()))
+    assert sure
     kernel.write_table(tmp_path / "submission.csv", table)
     written = files.read_csv(tmp_path / "submission.csv")
     check_submission(written, sample, format, task)
@@ -256,7 +257,8 @@ def test_the_fallback_is_what_goldfold_submits_for_the_prior(
 
 
 def fallback_of(kernel: ModuleType, kaggle: Kaggle) -> list[list[str]]:
-    found: list[list[str]] = kernel.fallback(kaggle.competition, json.loads((kaggle.pack / "pack.json").read_text()))
+    found: list[list[str]]
+    found, _ = kernel.fallback(kaggle.competition, json.loads((kaggle.pack / "pack.json").read_text()))
     return found
 
 
@@ -282,13 +284,42 @@ def test_unknown_columns_of_the_sample_keep_its_values(kernel: ModuleType, kaggl
     assert fallback_of(kernel, kaggle) == [["id", "odd"], ["7", "4"], ["new", "4"]]
 
 
+def test_cells_and_encodings_that_pandas_reads_are_read(kernel: ModuleType, kaggle: Kaggle) -> None:
+    write_rows(kaggle.competition, ("n1", "n2"), sample_of(IDS, COLUMNS))
+    table = kaggle.competition / "test.csv"
+    table.write_text(f"id,note,\nn1,{'x' * 140_000},\nn2,y,\n")
+    assert [row[0] for row in fallback_of(kernel, kaggle)] == ["id", "n1", "n2"]
+    table.write_bytes("id\nblätter\n".encode("latin-1"))
+    assert [row[0] for row in fallback_of(kernel, kaggle)] == ["id", "blätter"]
+
+
+def test_a_test_csv_that_only_goldfold_can_read_costs_nothing(kaggle: Kaggle) -> None:
+    """The fallback has the old sample's rows then, and Goldfold's own ids are believed."""
+    (kaggle.competition / "test.csv").unlink()
+    (kaggle.competition / "test.csv").mkdir()  # no reader of the kernel's takes it
+    kaggle.stand_in("submission.write_text('id,ant,bee,cow\\nn1,1,0,0\\n')\nreturn 0")
+    done = kaggle.run(**RERUN)
+    assert "the fallback has the sample submission's rows" in done.stdout
+    assert json.loads((kaggle.working / "kernel.json").read_text())["submission"] == "predictions", done.stdout
+    assert list(kaggle.rows()["id"]) == ["n1"]
+
+
+def test_a_pack_made_in_a_notebook_is_found_and_a_competitions_folders_are_not_searched(
+    kernel: ModuleType, tmp_path: Path
+) -> None:
+    describe_pack(tmp_path / "notebooks/me/training")
+    (tmp_path / "competitions/pets/images").mkdir(parents=True)
+    (tmp_path / "competitions/pets/images/pack.json").write_text("{}")  # the competition's own file of that name
+    assert kernel.find_pack(tmp_path)[0] == tmp_path / "notebooks/me/training"
+
+
 def test_a_third_of_a_million_rows_take_seconds(kernel: ModuleType, kaggle: Kaggle) -> None:
     ids = [f"image_{number}" for number in range(300_000)]
     write_rows(kaggle.competition, ids, sample_of(ids, COLUMNS))
     started = os.times()
     table = fallback_of(kernel, kaggle)
     kernel.write_table(kaggle.submission, table)
-    assert kernel.misfit(kaggle.submission, table, "id") is None
+    assert kernel.misfit(kaggle.submission, table, "id", True) is None
     ended = os.times()
     assert len(table) == 300_001
     assert ended.user + ended.system - started.user - started.system < 20

@@ -40,12 +40,14 @@ KERNEL = {
 def test_every_name_gives_metadata_that_kaggle_takes(competition: str, source: str) -> None:
     values = make_dataset(competition, source, "ensemble", None)
     check_dataset(values, "here")
-    assert len(values["id"].split("/")[1]) >= 6  # what Kaggle's client wants of a new data set
+    slug = values["id"].split("/")[1]
+    assert len(slug) >= 6  # what Kaggle's client wants of a new data set
+    assert slug != slugify(competition)  # in the older layout of inputs both would lie in one folder
 
 
 def test_names_that_can_be_kept_are() -> None:
     values = make_dataset("leaf-disease", "blend", "ensemble", "someone")
-    assert (values["title"], values["id"]) == ("leaf-disease blend", "someone/leaf-disease-blend")
+    assert (values["title"], values["id"]) == ("leaf-disease blend", "someone/leaf-disease-blend-pack")
     assert make_dataset("elpv", "elpv-lite0", "run", "me")["title"] == "elpv-lite0"
 
 

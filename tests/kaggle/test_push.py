@@ -118,17 +118,20 @@ def test_the_data_set_goes_first_and_the_kernel_once_it_is_processed(
     assert kernel[:3] == ["kernels", "push", "-p"]
     (pushed,) = kaggle.get("kernels")
     assert pushed["code"] == "print('the kernel')\n"
-    assert (pushed["sources"]["me/tiny-both"]["status"], pushed["sources"]["me/tiny-both"]["version"]) == ("ready", 1)
+    assert (pushed["sources"]["me/tiny-both-pack"]["status"], pushed["sources"]["me/tiny-both-pack"]["version"]) == (
+        "ready",
+        1,
+    )
     assert pushed["metadata"] == {
         **KERNEL,
         "id": "me/tiny-kernel",
-        "dataset_sources": ["me/tiny-both", "someone/else"],
+        "dataset_sources": ["me/tiny-both-pack", "someone/else"],
         "competition_sources": ["tiny"],
         "enable_internet": False,
         "is_private": True,
         "machine_shape": "NvidiaTeslaT4",
     }
-    assert kaggle.get("datasets")["me/tiny-both"]["metadata"]["id"] == "me/tiny-both"
+    assert kaggle.get("datasets")["me/tiny-both-pack"]["metadata"]["id"] == "me/tiny-both-pack"
     said = capsys.readouterr()
     assert "https://www.kaggle.com/code/me/tiny-kernel" in said.out
     assert "blobs_received" in said.err
@@ -141,14 +144,14 @@ def test_a_second_push_makes_a_version_and_the_kernel_gets_that_one(
     old_client: bool, project: Path, kaggle: Kaggle
 ) -> None:
     """Right after the upload Kaggle still says "ready", of the version before. Old clients do not tell which."""
-    kaggle.add("me/tiny-both", 4)
+    kaggle.add("me/tiny-both-pack", 4)
     kaggle.set(old_client=old_client)
     assert main(["push", "both", "--go"]) == 0  # by the ensemble's name
     version, _ = kaggle.sent()
     assert version[:6] == ["datasets", "version", "-p", "packs/both", "-m", "both, Goldfold 0"]
     (pushed,) = kaggle.get("kernels")
     if not old_client:
-        assert pushed["sources"]["me/tiny-both"]["version"] == 5
+        assert pushed["sources"]["me/tiny-both-pack"]["version"] == 5
     waiting = kaggle.get("calls")[kaggle.get("calls").index(version) + 1 :]
     assert len([call for call in waiting if call[:2] == ["datasets", "status"]]) >= 2
 
@@ -164,7 +167,7 @@ def test_a_dry_run_sends_nothing_and_shows_what_go_sends(project: Path, kaggle: 
     assert [command for command in commands if command[1] != "status"] == kaggle.sent()
     (pushed,) = kaggle.get("kernels")
     shown = objects(printed)
-    assert shown == [kaggle.get("datasets")["me/tiny-both"]["metadata"], pushed["metadata"]]
+    assert shown == [kaggle.get("datasets")["me/tiny-both-pack"]["metadata"], pushed["metadata"]]
 
 
 def objects(text: str) -> list[Any]:
@@ -180,7 +183,7 @@ def objects(text: str) -> list[Any]:
 def test_a_dry_run_needs_no_client(project: Path, no_client: None, capsys: Capture) -> None:
     assert main(["push", "both"]) == 0
     out = capsys.readouterr().out
-    assert "data set your-kaggle-name/tiny-both" in out
+    assert "data set your-kaggle-name/tiny-both-pack" in out
     assert "kaggle datasets create -p packs/both" in out
     assert "kaggle datasets version -p packs/both" in out  # which of the two is not known
     assert "nothing was sent" in out

@@ -1,4 +1,4 @@
-"""A competitor's first day, of four kinds of competitions: render, check, train, submit."""
+"""A competitor's first day, of four kinds of competitions: render, check, train, submit, export, rehearse the kernel."""
 
 from __future__ import annotations
 
@@ -75,6 +75,24 @@ def test_a_project_is_checked_trained_and_submitted(
     assert list(submitted[key]) == list(sample[key])
     assert submitted.notna().all(axis=None)
     assert json.loads((project / "folds" / f"{slug}.json").read_text())["n"] == 2
+
+    kernel = ("--env", "own", "--unreadable", "1", "--out", str(tmp_path / "hidden.csv"))
+    capsys.readouterr()
+    if kind == "binary":
+        make(project, "export")
+        printed = make(project, "kernel-test", *kernel)
+    else:
+        assert main(["-C", str(project), "export", slug, "--to", f"packs/{slug}"]) == 0
+        assert main(["-C", str(project), "kernel-test", f"packs/{slug}", *kernel]) == 0
+        printed = capsys.readouterr().out
+    assert printed.endswith("passed\n"), printed
+    assert f"of {answers.get('hours', 9) * 3600} s" in printed
+    hidden = pd.read_csv(tmp_path / "hidden.csv")
+    assert list(hidden.columns) == list(sample.columns)
+    assert len(hidden) != len(sample)
+    metadata = json.loads((project / "inference/kernel-metadata.json").read_text())
+    packed = json.loads((project / f"packs/{slug}/dataset-metadata.json").read_text())
+    assert [source.split("/")[1] for source in metadata["dataset_sources"]] == [packed["id"].split("/")[1]]
 
 
 def makes_pseudo_labels(answers: dict[str, Any]) -> bool:

@@ -19,7 +19,9 @@ def add_budget(commands: Commands) -> None:
         "plan an ensemble's kernel: which networks fit into its hours, and what score they buy",
     )
     budget.add_argument("ensemble", metavar="ENSEMBLE")
-    budget.add_argument("--hours", type=float, required=True, metavar="H", help="what the kernel may take")
+    budget.add_argument(
+        "--hours", type=float, metavar="H", help="what the kernel may take; default: competition.hours, else 9"
+    )
     budget.add_argument("--images", type=int, required=True, metavar="N", help="images of the hidden test set")
     budget.add_argument(
         "--img-per-second",

@@ -17,14 +17,19 @@ def add_export(commands: Commands) -> None:
     export.add_argument("source", metavar="RUN_OR_ENSEMBLE")
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder, or a pack to replace")
     export.add_argument("--fp16", action="store_true", help="store weights as float16, and measure what that costs")
-    export.add_argument("--hours", type=float, metavar="H", help="what the kernel may take (default: 9)")
+    export.add_argument(
+        "--hours",
+        type=float,
+        metavar="H",
+        help="what the kernel may take; default: competition.hours, else the replaced pack's, else 9",
+    )
     export.add_argument("--owner", metavar="NAME", help="your name on Kaggle, for a new data set's address")
     export.add_argument("--push", action="store_true", help="upload it: a new data set, or a new version")
 
 
 def export_command(options: argparse.Namespace, workspace: Workspace) -> int:
     from goldfold.kaggle.upload import find_owner, upload_dataset
-    from goldfold.pipeline.exporting import HOURS, export
+    from goldfold.pipeline.exporting import export
 
     # Asked before the long work, so that a missing token is known at once.
     client = find_owner() if options.push else None
@@ -33,7 +38,7 @@ def export_command(options: argparse.Namespace, workspace: Workspace) -> int:
         workspace,
         options.to,
         half=options.fp16,
-        hours=HOURS if options.hours is None else options.hours,
+        hours=options.hours,
         owner=options.owner or client,
     )
     print(found.to_text())

@@ -68,6 +68,9 @@ class Competition(Section):
         "auto", description="Shape of the submission; auto: from task, metric and sample"
     )
     submission_columns: dict[str, str] | None = Field(None, description="Class to sample column, where names differ")
+    hours: Annotated[float, Field(gt=0, le=24)] | None = Field(
+        None, description="What the competition lets a kernel take, in hours; null: 9"
+    )
 
 
 class Folds(Section):

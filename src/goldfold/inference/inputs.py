@@ -42,7 +42,8 @@ def find_pack(root: Path, wanted: str = "") -> Path:
     """
     if "/" in wanted:
         return Path(wanted)
-    patterns = ("datasets/*/*", "datasets/*/*/*", "*", "*/*")
+    owned = ("datasets/*/*", "notebooks/*/*")
+    patterns = (*owned, *(f"{pattern}/*" for pattern in owned), "*", "*/*")
     found = {path.parent for pattern in patterns for path in _there(root.glob(f"{pattern}/{PACK}"))}
     packs = sorted(folder for folder in found if (folder / MANIFEST).is_file())
     if wanted:
@@ -83,7 +84,7 @@ def read_test(pack: Pack, folder: Path) -> HiddenRows:
     """The hidden test rows in the competition's ``folder``.
 
     Where the sample submission has all test ids, its ids are submitted, in its order; else the test CSV's. Raises BadInput
-    for files that cannot be read, missing columns and bad ids.
+    for files that cannot be read, missing columns and empty ids; of rows with one id the first counts.
     """
     settings = pack.competition
     key = settings.id_column
@@ -95,6 +96,9 @@ def read_test(pack: Pack, folder: Path) -> HiddenRows:
         if missing:
             what = f"has no column {some(missing)}, which the pack was made for"
             raise BadInput(sample_csv, what, "export the pack again for this competition")
+        added = [name for name in sample if name not in (key, *pack.submission.columns)]
+        if added:
+            warn(f"{sample_csv}: the pack knows no column {some(added)}; it is submitted as it stands there")
     elif sample_csv is not None:
         warn(f"{sample_csv}: there is no sample submission; the submission has the columns that the pack names")
     csv = folder / settings.test_csv
@@ -129,9 +133,22 @@ def _to_submit(
 
 
 def _read(path: Path, key: str) -> pd.DataFrame:
-    frame = files.read_csv(path)
+    """As the kernel's own reader does (inference/kernel.py), so that both find the same ids."""
+    try:
+        frame = files.read_csv(path)
+    except BadInput as error:
+        if not isinstance(error.__cause__, UnicodeDecodeError):
+            raise
+        warn(f"{path}: not UTF-8; it is read as Latin-1")
+        frame = files.read_csv(path, encoding="latin-1")
     if key not in frame:
         raise BadInput(path, f"has no id column '{key}'", f"its columns are: {some(frame.columns, 20)}")
+    doubled = frame[key].duplicated()
+    if doubled.any():
+        warn(
+            f"{path}: {int(doubled.sum())} rows have the id of another one ({some(frame[key][doubled])}); the first counts"
+        )
+        frame = frame[~doubled].reset_index(drop=True)
     check_ids(list(frame[key]), path)
     return frame
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import goldfold
 from goldfold import files
 from goldfold.errors import BadInput, GoldfoldError, some
 from goldfold.inference.budget import Deadline
-from goldfold.inference.devices import CPU, describe, find_devices, free_memory
+from goldfold.inference.devices import CPU, describe, find_devices, first_line, free_memory
 from goldfold.inference.engine import Engine, Room
 from goldfold.inference.frontier import fits_of_pack
 from goldfold.inference.inputs import HiddenRows, find_competition, find_pack, read_test
@@ -86,6 +87,10 @@ def main(env: Mapping[str, str] | None = None) -> int:
     except GoldfoldError as error:
         say(f"goldfold: {error}")
         code = error.exit_code
+    except Exception as error:  # a full disk, a fault of ours: the last good submission stays, and the log says why
+        warn(traceback.format_exc())
+        say(f"goldfold: {type(error).__name__}: {first_line(error)}")
+        code = 1
     leave_threads(code)
     return code
 

@@ -22,7 +22,7 @@ from goldfold.kaggle.pack import Pack, PackFold, PackMember, Truth
 from goldfold.kaggle.weights import Shared, share_weights
 from goldfold.kaggle.wheels import write_wheels
 from goldfold.models import ModelSpec
-from goldfold.progress import progress
+from goldfold.progress import progress, warn
 from goldfold.tta import make_views, pixel_share
 
 
@@ -73,7 +73,8 @@ class Exported:
         found, most = self.pack, self.largest()
         networks = sum(len(member.folds) for member in found.members)
         weights = self.size("weights/")
-        saved = f" instead of {_size(self.unshared)}" if _size(self.unshared) != _size(weights) else ""
+        smaller = weights < self.unshared and _size(self.unshared) != _size(weights)
+        saved = f" instead of {_size(self.unshared)}" if smaller else ""
         lines = [
             f"{found.kind} {found.source}: {_count(len(found.members), 'member')}, {_count(networks, 'network')}, "
             f"{found.hours:g} hours",
@@ -110,6 +111,17 @@ def older_dataset(target: Path) -> dict[str, Any] | None:
     Kaggle would refuse it, and where ``target`` holds anything but a pack."""
     refuse_other(target.resolve(), is_pack, "pack")
     return read_dataset(target) if is_pack(target) and (target / DATASET_FILE).is_file() else None
+
+
+def older_hours(target: Path) -> float | None:
+    """The time limit of the pack that will be replaced; None where there is none, or where it cannot be read."""
+    if not is_pack(target):
+        return None
+    try:
+        return pack.read_pack(target).hours
+    except BadInput as error:
+        warn(f"{error}; its hours are not taken over")
+        return None
 
 
 def export_pack(

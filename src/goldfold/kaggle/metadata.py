@@ -19,6 +19,8 @@ NO_OWNER = "your-kaggle-name"
 """Stands for the owner in an id until a name is known; nothing with it is uploaded."""
 
 TITLE, SUBTITLE, SLUG = (6, 50), (20, 80), (3, 50)
+PACK = "-pack"
+"""How the slug of a pack's data set ends."""
 NEW_SLUG = 6
 """The shortest slug that Kaggle's client makes a new data set of; older ones may be shorter."""
 
@@ -44,7 +46,8 @@ def slugify(text: str) -> str:
 def make_dataset(competition: str, source: str, kind: Literal["run", "ensemble"], owner: str | None) -> dict[str, Any]:
     """The metadata of a pack of a run or an ensemble; each text is of a length that Kaggle takes."""
     name = source if source.lower().startswith(competition.lower()) else f"{competition} {source}"
-    slug = _fit(slugify(name), NEW_SLUG, SLUG[1], "-pack").strip("-")
+    # Never the competition's own slug: in Kaggle's older layout both lie in one folder.
+    slug = f"{_fit(slugify(name), 1, SLUG[1] - len(PACK), '-').strip('-')}{PACK}"
     return {
         "title": _fit(name, *TITLE, " pack"),
         "subtitle": _fit(f"Weights and code for an offline kernel of {competition}", *SUBTITLE, " pack"),
@@ -134,6 +137,7 @@ def _length(values: Mapping[str, Any], key: str, low: int, high: int, where: obj
 
 
 def _fit(text: str, low: int, high: int, more: str) -> str:
+    text = text[:high].rstrip(" -")
     while len(text) < low:
         text += more
-    return text[:high].rstrip(" -")
+    return text

@@ -28,7 +28,8 @@ from goldfold.errors import BadInput
 from goldfold.paths import shipped_configs
 from goldfold.progress import warn
 
-KAGGLE_PYTHON = "3.12"
+THERE = {"extra": "", "python_version": "3.12", "python_full_version": "3.12.0", "sys_platform": "linux"}
+"""Where a kernel runs, as the markers of requirements ask for it; this Python may be another one."""
 KAGGLE_IMAGE: dict[str, str | None] = {
     "accelerate": "1.13",
     "albumentations": "2.0.8",
@@ -84,7 +85,7 @@ def lacking(requirements: Sequence[str], image: Mapping[str, str | None] = KAGGL
         requirement = Requirement(waiting.pop())
         name = normalised(requirement.name)
         marker = requirement.marker
-        if name in image or name in found or (marker is not None and not marker.evaluate({"extra": ""})):
+        if name in image or name in found or (marker is not None and not marker.evaluate(THERE)):
             continue
         found[name] = _distribution(requirement.name)
         waiting += found[name].requires or []

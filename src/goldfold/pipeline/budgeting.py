@@ -28,6 +28,7 @@ from goldfold.metrics import Metric
 from goldfold.paths import Workspace
 from goldfold.pipeline.budget_plot import draw_budget
 from goldfold.pipeline.competition import CompetitionData, load_competition
+from goldfold.pipeline.exporting import kernel_hours
 from goldfold.pipeline.lineage import find_source, known_sources, named, refuse_stale, run_config
 from goldfold.pipeline.speed import Speed, measure_reading, measure_speed, passes_of
 from goldfold.pipeline.submitting import submission_format
@@ -71,6 +72,8 @@ class Budget:
     weights: Mapping[str, float]
     steps: tuple[Step, ...]
     points: tuple[Point, ...]
+    partial: tuple[str, int] | None = None
+    """Where the plan is empty: the member that the kernel runs all the same, and how many images it gets through."""
 
     @property
     def sign(self) -> int:
@@ -139,6 +142,7 @@ class Budget:
                 ["", "member", "network", "done after", "cross-fitted"],
                 2,
             ),
+            *self._partly(),
             "",
             "frontier: the best cross-fitted score for the time of one network of each member",
             _table(
@@ -158,11 +162,17 @@ class Budget:
         ]
         return "\n".join(lines)
 
+    def _partly(self) -> list[str]:
+        if self.partial is None:
+            return []
+        member, rows = self.partial
+        return [f"  '{member}' would answer about {rows} of {self.images} images; the others get the class prior"]
+
 
 def budget(
     name: str,
     workspace: Workspace,
-    hours: float,
+    hours: float | None,
     images: int,
     *,
     given: Mapping[str, float] | None = None,
@@ -170,14 +180,19 @@ def budget(
     gpus: int = 1,
     sample: int = 64,
 ) -> tuple[Budget, Path]:
-    """Plan an ensemble for ``images`` test images in ``hours``; writes budget.csv, frontier.csv and budget.png into its
+    """Plan an ensemble for ``images`` test images in ``hours`` (None: as ``export`` takes them); writes budget.csv, frontier.csv and budget.png into its
     folder, which comes back too.
 
     ``given``: images a second by member (``ALL``: of those without a name), which are then not measured; ``reading``: images read a second. ``gpus``: of
     the kernel, each as fast as this machine's (or as ``given``). ``sample``: test images that are read to measure. Raises
     BadInput for what is no ensemble, unknown members, numbers below 1, and images that cannot be read.
     """
-    for flag, value in (("--hours", hours), ("--images", images), ("--gpus", gpus), ("--sample", sample)):
+    for flag, value in (
+        ("--hours", 1.0 if hours is None else hours),
+        ("--images", images),
+        ("--gpus", gpus),
+        ("--sample", sample),
+    ):
         if not (math.isfinite(value) and value > 0):
             raise BadInput(flag, f"{value:g} is not above 0", "give a larger number")
     if find_source(name, workspace) != "ensemble":
@@ -195,6 +210,8 @@ def budget(
     if others is not None:
         given = dict.fromkeys(runs, others) | given
     configs = {run: run_config(run, workspace) for run in runs}
+    if hours is None:
+        hours = kernel_hours(name, configs)
     data = load_competition(configs[runs[0]].competition, workspace.root)
     fits = _fits(name, runs, data, workspace, record)
     speeds, reading = _speeds(configs, workspace, data, given, reading, sample)
@@ -202,6 +219,7 @@ def budget(
     candidates = [Candidate(run, tuple(seconds / gpus for seconds in speeds[run].seconds(images))) for run in runs]
     work = hours * 3600 - limit.margin
     steps = plan(candidates, fits.quality, fits.weights, work, fits.needed, images / reading)
+    partial = None if steps else _partial(candidates, fits, work, images, reading)
     points = _points(candidates, fits, images / reading)
     found = Budget(
         ensemble=name,
@@ -216,12 +234,21 @@ def budget(
         weights=fits.whole.weights,
         steps=tuple(steps),
         points=tuple(points),
+        partial=partial,
     )
     files.write_csv(folder / "budget.csv", found.plan_table())
     files.write_csv(folder / "frontier.csv", found.frontier_table())
     (folder / "budget.png").unlink(missing_ok=True)
     draw_budget(found.frontier_table(), found.plan_table(), found.metric, found.work, name, folder / "budget.png")
     return found, folder
+
+
+def _partial(
+    candidates: Sequence[Candidate], fits: Fits, work: float, images: int, reading: float
+) -> tuple[str, int] | None:
+    """Where no network gets through all images in ``work`` seconds: the one that a kernel runs, and its images."""
+    steps = plan(candidates, fits.quality, fits.weights, math.inf, fits.needed, images / reading)
+    return (steps[0].member, int(images * max(work, 0.0) / steps[0].ends)) if steps else None
 
 
 def _fits(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import goldfold
 from goldfold import files
 from goldfold.config import Config
 from goldfold.errors import BadInput
-from goldfold.kaggle.export import Exported, Part, Source, export_pack, older_dataset
+from goldfold.kaggle.export import Exported, Part, Source, export_pack, older_dataset, older_hours
 from goldfold.kaggle.metadata import make_dataset
 from goldfold.kaggle.pack import Pack, PackCompetition, Truth
 from goldfold.paths import KAGGLE_INPUT, Workspace
@@ -19,11 +19,11 @@ from goldfold.pipeline.competition import CompetitionData, load_competition
 from goldfold.pipeline.lineage import find_source, is_leaky_source, refuse_stale, run_config, runs_of
 from goldfold.pipeline.rounding import measure_rounding
 from goldfold.pipeline.submitting import submission_format
-from goldfold.progress import warn
+from goldfold.progress import say, warn
 from goldfold.records import Predictions
 
 HOURS = 9.0
-"""What most code competitions allow a kernel."""
+"""What most code competitions let a kernel take."""
 
 
 def export(
@@ -32,17 +32,17 @@ def export(
     target: Path,
     *,
     half: bool = False,
-    hours: float = HOURS,
+    hours: float | None = None,
     owner: str | None = None,
 ) -> Exported:
     """Write the pack of a run or an ensemble into ``target``. ``half``: float16 weights, whose cost is measured.
 
-    Raises BadInput for a source that is not finished, a competition without test images, and a ``target`` that holds
+    ``hours``: what the kernel may take; None: as ``kernel_hours`` finds. Raises BadInput for a source that is not finished, a competition without test images, and a ``target`` that holds
     anything but a pack.
     """
-    if not (math.isfinite(hours) and hours > 0):
+    if hours is not None and not (math.isfinite(hours) and hours > 0):
         raise BadInput("--hours", f"{hours:g} hours are no time", "give a number above 0")
-    dataset = older_dataset(target)
+    dataset, older = older_dataset(target), older_hours(target)
     runs = runs_of(name, workspace)
     kind: Literal["run", "ensemble"] = "ensemble" if find_source(name, workspace) == "ensemble" else "run"
     configs = {run: run_config(run, workspace) for run in runs}
@@ -66,7 +66,7 @@ def export(
         goldfold=goldfold.__version__,
         leaky=leaky,
         optimistic=any(source.optimistic for source in sources),
-        hours=hours,
+        hours=hours if hours is not None else kernel_hours(name, configs, older),
         task=data.task,
         competition=_competition(first, data, workspace.root),
         submission=submission_format(data, Path("the submission")),
@@ -84,6 +84,19 @@ def export(
         modules=_modules(settings.metric, workspace.root),
         dataset=dataset or make_dataset(settings.name, name, kind, owner),
     )
+
+
+def kernel_hours(name: str, configs: Mapping[str, Config], older: float | None = None) -> float:
+    """What the runs' competition allows; else what the pack that is replaced said; else ``HOURS``. Tells which."""
+    told = [config.competition.hours for config in configs.values() if config.competition.hours is not None]
+    if told:
+        found, where = min(told), "competition.hours"
+    elif older is not None:
+        found, where = older, "as the pack that is replaced"
+    else:
+        found, where = HOURS, "the default; competition.hours or --hours says otherwise"
+    say(f"{name}: {found:g} hours for the kernel ({where})")
+    return found
 
 
 def _sources(

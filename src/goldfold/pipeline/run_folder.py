@@ -21,7 +21,9 @@ from goldfold.pipeline.lineage import teacher_digest
 from goldfold.training import is_done
 
 # Keys that never change what a run computes.
-IRRELEVANT = ("name", "tracking", "train.workers", "input.cache", "input.cache_dir", "tta.batch_size")
+IRRELEVANT = (
+    "name", "tracking", "competition.hours", "train.workers", "input.cache", "input.cache_dir", "tta.batch_size",
+)  # fmt: skip
 IMAGES = ("train_images", "test_images")
 EXTERNAL_IMAGES, UNLABELLED_IMAGES = "external_images_", "unlabelled_images_"
 VERSIONS = ("goldfold", "torch", "timm", "albumentations", "numpy", "scikit-learn", "ttach")

@@ -138,8 +138,9 @@ def _lay_out(settings: Simulation, pack: Pack, root: Path) -> HiddenTest:
     named = str(files.read_json(record).get("id", "")) if record.is_file() else ""
     owner, _, slug = named.rpartition("/")
     slug, competition = slug or "pack", pack.competition.slug
-    if slug == competition:
-        slug = f"{slug}-pack"
+    if slug == competition and settings.layout == "flat":
+        what = f"the data set's slug '{slug}' is the competition's, and in the older layout both lie in one folder"
+        raise BadInput(record, what, f"end its id in another slug, such as {slug}-pack")
     as_dataset = root / "datasets" / (owner or SOMEBODY)
     places = {
         "competitions": (root / "competitions" / competition, as_dataset / slug),
