@@ -1,6 +1,7 @@
 """The Dockerfile, without Docker: what its steps say, what they copy, and that the pins hold what they install.
 
-`.ci/dockerfile_steps.py --run` follows the very steps in a fresh virtual environment; that installs torch, so it is no test.
+`.ci/dockerfile_steps.py --run` follows the very steps in a fresh virtual environment; that installs torch, so it is no test; .ci/run
+calls it.
 """
 
 from __future__ import annotations

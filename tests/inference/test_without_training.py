@@ -9,10 +9,17 @@ from pathlib import Path
 from goldfold import files
 from tests.inference.packs import Example
 
-ROOMS = (
-    "training", "data", "optim", "losses", "mix", "averaging", "teaching", "features", "rounds", "pipeline", "demo",
-    "canary", "schedules", "pruning", "augment", "balance", "folds", "tracking", "tricks", "lr_range", "cli",
+NEEDED = (
+    "bundle", "config", "ensemble", "errors", "files", "images", "inference", "kaggle", "machine", "metadata", "metrics",
+    "models", "paths", "predict", "progress", "records", "seeds", "submission", "tasks", "tta",
 )  # fmt: skip
+"""What a kernel may import; every other room, also one that is yet to be built, is removed."""
+ROOMS = sorted(
+    path.stem
+    for path in (Path(__file__).parents[2] / "src/goldfold").iterdir()
+    if path.stem not in (*NEEDED, "__init__", "__pycache__")
+    and (path.suffix == ".py" or (path / "__init__.py").is_file())
+)
 CODE = """
 import sys
 
@@ -51,8 +58,7 @@ raise SystemExit(code + 7)
 
 
 def test_the_engine_runs_without_the_training_rooms_and_ends_whatever_hangs(example: Example, tmp_path: Path) -> None:
-    rooms = {path.stem for path in (Path(__file__).parents[2] / "src/goldfold").iterdir()}
-    assert rooms.issuperset(ROOMS)
+    assert {"training", "data", "augment", "pipeline"} <= set(ROOMS)
     env = {
         "GOLDFOLD_INPUT": str(example.input),
         "GOLDFOLD_WORKING": str(tmp_path / "working"),
