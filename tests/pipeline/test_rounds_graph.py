@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from goldfold.cli import main
+from goldfold.config.schema import PseudoLabelRound
 from goldfold.pipeline.graph import plan_rounds
 from tests.pipeline.competitions import make_competition
 
@@ -75,23 +76,81 @@ def test_rounds_that_fit(project: Path, rounds: list[dict[str, object]]) -> None
     assert problems(*rounds) == []
 
 
+OFF = {"teacher.runs": [], "teacher.pseudo.labels": "none", "teacher.pseudo.top_k": None, "teacher.pseudo.min_prob": 0}
+"""What makes an experiment with teachers one without."""
+
+
 def test_keys_of_a_round_reach_its_experiment(project: Path) -> None:
-    """Null, numbers, lists and sections; keys that the experiment's file sets otherwise, too."""
+    """Null, numbers, lists and sections; what the round leaves out stays as the experiment's file has it."""
     make_competition(project, teacher={"runs": ["x"], "pseudo": {"labels": "hard", "top_k": 7, "min_prob": 0.5}})
     keys = {"min_prob": {"cat": 0.9, "dog": 0.8}, "margin": 0.25, "sampling_prob": None, "weighting": "confidence"}
-    off = {"runs": [], "pseudo.labels": "none", "pseudo.top_k": None, "pseudo.min_prob": 0}
+    many = {"train.seeds": [1]}
     path = write(
-        train("a", **{f"teacher.{key}": value for key, value in off.items()}), pseudo("b", "a", leaky=True, **keys)
+        train("a", **OFF, **many), pseudo("b", "a", leaky=True, **keys), pseudo("c", "a", labels="soft", top_k=None)
     )
     plan = plan_rounds(Path(path))
     assert plan.problems == ()
     teacher = plan.configs["b"].teacher
     assert teacher.runs == ("a",)
     assert teacher.leaky
-    assert teacher.pseudo.labels == "soft"
+    assert teacher.pseudo.labels == "hard"
     assert teacher.pseudo.min_prob == {"cat": 0.9, "dog": 0.8}
-    assert (teacher.pseudo.top_k, teacher.pseudo.margin, teacher.pseudo.weighting) == (None, 0.25, "confidence")
+    assert (teacher.pseudo.top_k, teacher.pseudo.margin, teacher.pseudo.weighting) == (7, 0.25, "confidence")
     assert plan.configs["a"].teacher.runs == ()
+    other = plan.configs["c"].teacher
+    assert (other.pseudo.labels, other.pseudo.top_k, other.pseudo.min_prob, other.leaky) == ("soft", None, 0.5, False)
+
+
+def test_an_experiment_and_set_keep_what_the_round_leaves_out(project: Path) -> None:
+    """A recipe with its noise is written once; a round names the teachers."""
+    make_competition(project, teacher={"runs": ["x"], "pseudo": {"labels": "hard", "top_k": 5, "min_prob": 0.4, "cool_down": 1}})  # fmt: skip
+    set_ = {"teacher.pseudo.min_prob": 0.9, "teacher": {"pseudo": {"weight": 0.5}}}
+    plan = plan_rounds(Path(write(train("a", **OFF, **{"teacher.pseudo.cool_down": 0}), pseudo("b", "a"), pseudo("c", "b", set=set_))))  # fmt: skip
+    assert plan.problems == ()
+    found = {name: plan.configs[name].teacher.pseudo for name in "bc"}
+    for name, min_prob, weight in (("b", 0.4, 1.0), ("c", 0.9, 0.5)):
+        pseudo_ = found[name]
+        assert (pseudo_.labels, pseudo_.top_k, pseudo_.cool_down) == ("hard", 5, 1)
+        assert (pseudo_.min_prob, pseudo_.weight) == (min_prob, weight)
+    # Whoever reads the plan finds the same keys in the round.
+    step = plan.rounds[2].step
+    assert isinstance(step, PseudoLabelRound)
+    assert (step.labels, step.top_k, step.min_prob, step.cool_down) == ("hard", 5, 0.9, 1)
+    assert plan.rounds[2].needs == ("b",)
+
+
+def test_set_of_a_distillation_is_kept(project: Path) -> None:
+    make_competition(project)
+    set_ = {"teacher.distill.temperature": 4, "teacher.leaky": True}
+    plan = plan_rounds(Path(write(train("a"), distill("b", "a", set=set_), distill("c", "a", set={"teacher.distill.weight": 0.2}))))  # fmt: skip
+    assert plan.problems == ()
+    first, second = plan.configs["b"].teacher, plan.configs["c"].teacher
+    assert (first.distill.temperature, first.distill.weight, first.leaky) == (4, 0.5, True)
+    assert (second.distill.temperature, second.distill.weight, second.leaky) == (1, 0.2, False)
+
+
+@pytest.mark.parametrize(
+    ("keys", "set_", "fragment"),
+    [
+        ({"min_prob": 0.5}, {"teacher.pseudo.min_prob": 0.9}, "'teacher.pseudo.min_prob' is given by the round's own 'min_prob'"),
+        ({"min_prob": 0.5}, {"teacher": {"pseudo": {"min_prob": {"cat": 0.9}}}}, "'teacher.pseudo.min_prob.cat'"),
+        ({}, {"teacher.runs": ["a"]}, "'teacher.runs' is given by the round's own 'teachers'"),
+        ({"leaky": False}, {"teacher.leaky": True}, "the round's own 'leaky'"),
+    ],
+)  # fmt: skip
+def test_a_key_of_the_round_and_of_its_set_is_refused(
+    keys: dict[str, object], set_: dict[str, object], fragment: str, project: Path
+) -> None:
+    make_competition(project)
+    (line,) = problems(train("a"), pseudo("b", "a", set=set_, **keys))
+    assert "rounds.1: set: " in line
+    assert fragment in line
+
+
+def test_a_doubled_teacher_is_refused_in_an_experiment(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(make_competition(project))
+    assert main(["train", config, "teacher.runs=[tiny, tiny]", "teacher.pseudo.labels=soft"]) == 2
+    assert "teacher.runs names 'tiny' twice" in capsys.readouterr().err
 
 
 def test_keys_of_a_distillation_reach_its_experiment(project: Path) -> None:

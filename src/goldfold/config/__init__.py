@@ -8,6 +8,7 @@ from goldfold.config.loading import (
     json_schemas,
     load_config,
     load_pipeline,
+    merged_values,
     read_yaml,
 )
 from goldfold.config.schema import Config, Pipeline
@@ -22,5 +23,6 @@ __all__ = [
     "json_schemas",
     "load_config",
     "load_pipeline",
+    "merged_values",
     "read_yaml",
 ]

@@ -53,6 +53,11 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     )
 
 
+def merged_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What an experiment's file, its parents and the overrides say, not validated and without defaults. Raises BadInput."""
+    return _merged(path, _with_overrides(path, overrides))
+
+
 def is_pipeline(path: Path) -> bool:
     """Whether a YAML file describes a pipeline and not an experiment."""
     return "rounds" in _read(path)
@@ -98,16 +103,23 @@ def json_schemas() -> dict[str, dict[str, Any]]:
 
 
 def _load(path: Path, overrides: Sequence[str], model: type[S]) -> S:
+    layers = _with_overrides(path, overrides)
+    return _validate(_merged(path, layers), layers, model)
+
+
+def _with_overrides(path: Path, overrides: Sequence[str]) -> list[Layer]:
     layers = _layers(path, ())
-    if overrides:
-        layers.append(("command line", _parse_overrides(overrides)))
+    return [*layers, ("command line", _parse_overrides(overrides))] if overrides else layers
+
+
+def _merged(path: Path, layers: list[Layer]) -> dict[str, Any]:
     try:
         merged = OmegaConf.merge(*(OmegaConf.create(_whole_lists(values)) for _, values in layers))
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise BadInput(path, f"cannot be merged ({str(error).splitlines()[0]})") from None
     assert isinstance(values, dict)
-    return _validate({str(key): value for key, value in values.items()}, layers, model)
+    return {str(key): value for key, value in values.items()}
 
 
 def _layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
