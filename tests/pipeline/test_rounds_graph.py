@@ -29,8 +29,8 @@ def distill(name: str, *teachers: str, **keys: object) -> dict[str, object]:
     return {**TRAIN, "kind": "distill", "name": name, "teachers": list(teachers), **keys}
 
 
-def ensemble(name: str, *members: str) -> dict[str, object]:
-    return {"kind": "ensemble", "name": name, "members": list(members), "method": "mean"}
+def ensemble(name: str, *members: str, **keys: object) -> dict[str, object]:
+    return {"kind": "ensemble", "name": name, "members": list(members), "method": "mean", **keys}
 
 
 def write(*rounds: dict[str, object]) -> str:
@@ -67,6 +67,25 @@ GOOD = [
     [train("a"), pseudo("b", "a"), ensemble("c", "a", "b"), distill("d", "c", "a")],
     [train("a"), train("b"), ensemble("c", "a", "b"), pseudo("d", "c", images="test", min_prob={"cat": 0.5}, top_k=3)],
     [train("a"), pseudo("b", "a", top_k=None, margin=None, labels="hard"), {"kind": "submit", "source": "b"}],
+    # Several networks may disagree: of seeds, of runs, of folds.
+    [train("a", **{"train.seeds": [1]}), train("b"), pseudo("c", "a", margin=0.2), pseudo("d", "b", "c", margin=0.2)],
+    [
+        train("a"),
+        train("b"),
+        ensemble("e", "a", "b"),
+        pseudo("c", "e", margin=0.2),
+        pseudo("d", "a", margin=1, leaky=True),
+    ],
+    # What does not suit online distillation suits stored answers, and a cached trunk has stored images of its own.
+    [
+        train("a", **{"input.colour": "lab"}),
+        train("b"),
+        ensemble("e", "a", "b", method="stacking", calibration="temperature"),
+        distill("c", "e"),
+        pseudo("d", "c"),
+        distill("f", "d", how="online"),
+        distill("g", "a", how="online", set={"model.freeze.stages": 2, "model.freeze.cache": True}),
+    ],
 ]
 
 
@@ -214,6 +233,62 @@ BAD = {
         [train("a"), pseudo("b", "a", images="unlabelled")],
         ["rounds.1", "no images to label", "competition.unlabelled"],
     ),
+    "a mean of ranks that teaches": (
+        [train("a"), train("b"), ensemble("e", "a", "b", method="rank_mean"), pseudo("c", "e")],
+        ["rounds.3", "the ensemble 'e' is a mean of ranks"],
+    ),
+    "a mean of ranks that teaches online": (
+        [train("a"), train("b"), ensemble("e", "a", "b", method="rank_mean"), distill("c", "e", how="online")],
+        ["rounds.3", "the ensemble 'e' is a mean of ranks"],
+    ),
+    "a geometric mean that teaches online": (
+        [train("a"), train("b"), ensemble("e", "a", "b", method="gmean"), distill("c", "e", how="online")],
+        ["rounds.3", "the ensemble 'e' is blended by gmean, which online distillation cannot do", "use stored"],
+    ),
+    "a stacked ensemble that teaches online": (
+        [train("a"), train("b"), ensemble("e", "a", "b", method="stacking"), distill("c", "e", how="online")],
+        ["rounds.3", "the ensemble 'e' is blended by stacking"],
+    ),
+    "a calibrated ensemble that teaches online": (
+        [train("a"), train("b"), ensemble("e", "a", "b", calibration="temperature"), distill("c", "e", how="online")],
+        ["rounds.3", "the ensemble 'e' is calibrated"],
+    ),
+    "a single network that should agree": (
+        [train("a"), pseudo("b", "a", margin=0.2)],
+        ["rounds.1", "teacher.pseudo.margin: a single network agrees with itself"],
+    ),
+    "a taught teacher of inner folds": (
+        [train("a"), pseudo("b", "a"), distill("c", "a", "b", how="cross_fitted")],
+        ["rounds.2", "the teacher 'b' was itself taught (by a), which inner folds cannot repeat"],
+    ),
+    "a taught member of inner folds": (
+        [train("a"), pseudo("b", "a"), ensemble("e", "a", "b"), distill("c", "e", how="cross_fitted")],
+        ["rounds.3", "the teacher 'b' was itself taught (by a)"],
+    ),
+    **{
+        f"an online teacher of other {key}": (
+            [train("a", **{f"input.{key}": value}), distill("b", "a", how="online")],
+            ["rounds.1", f"teacher 'a': the teacher sees images of input.{key} {value}, the student of", "to stored"],
+        )
+        for key, value in {"resize": "crop", "range": "image", "colour": "lab", "local_mean": "subtract"}.items()
+    },
+    "an online teacher of alpha": (
+        [train("a", **{"input.channels": 4}), distill("b", "a", how="online")],
+        ["rounds.1", "teacher 'a': the teacher sees an alpha channel"],
+    ),
+    "an online teacher of columns": (
+        [
+            train("a", **{"model.metadata.categorical": ["site"]}),
+            train("b"),
+            ensemble("e", "a", "b"),
+            distill("c", "e", features=0.1, weight=0, how="online"),
+        ],
+        ["rounds.3", "teacher 'a': the teacher needs metadata columns"],
+    ),
+    "a class that is not there": (
+        [train("a"), pseudo("b", "a", min_prob={"cat": 0.5, "wolf": 0.9})],
+        ["rounds.1", "teacher.pseudo.min_prob: there is no class wolf; the classes are cat, dog, fox"],
+    ),
     "an experiment that does not load": ([train("a", **{"optim.nam": "sgd"})], ["rounds.0", "optim.nam", "optim.name"]),
 }
 
@@ -229,9 +304,25 @@ def test_a_problem_is_one_line_and_nothing_is_trained(
         assert fragment in line
     path = write(*rounds)
     assert main(["run", path]) == 2
-    assert capsys.readouterr().err == f"goldfold: {line}\n"
+    said = [text for text in capsys.readouterr().err.splitlines() if not text.startswith("warning: rank_mean")]
+    assert said == [f"goldfold: {line}"]
     assert not (project / "runs").exists()
     assert not (project / "folds").exists()
+
+
+def test_regression_values_on_which_a_single_network_agrees(project: Path) -> None:
+    make_competition(project, "regression")
+    (line,) = problems(train("a"), pseudo("b", "a", top_k=3))
+    assert "rounds.1: teacher.pseudo.top_k: for a regression it takes the values on which networks agree most" in line
+    assert problems(train("a", **{"train.seeds": [1]}), pseudo("b", "a", top_k=3)) == []
+
+
+def test_check_says_once_what_a_teacher_cannot_do(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_competition(project)
+    path = write(train("a"), pseudo("b", "a", margin=0.2, min_prob={"wolf": 0.9}))
+    assert main(["check", path, "--no-decode"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("goldfold: ")]
+    assert [("agrees with itself" in line, "no class wolf" in line) for line in lines] == [(True, False), (False, True)]
 
 
 def test_check_lists_every_problem(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,7 +344,31 @@ def test_a_round_that_does_not_load_brings_no_echo(project: Path) -> None:
 
 def test_finished_runs_and_ensembles_may_teach(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished)
-    assert problems(pseudo("b", "pair"), distill("c", "tiny"), ensemble("d", "tiny", "b", "c")) == []
+    rounds = [
+        pseudo("b", "pair", margin=0.1),
+        distill("c", "tiny", how="cross_fitted"),
+        ensemble("d", "tiny", "b", "c"),
+    ]
+    assert problems(*rounds) == []
+
+
+def test_check_of_an_experiment_finds_teachers_who_cannot_teach_it(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished)
+    student = [
+        "check",
+        "configs/tiny.yaml",
+        "--no-decode",
+        "name=b",
+        "teacher.runs=[tiny]",
+        "teacher.pseudo.labels=soft",
+    ]
+    assert main([*student]) == 0
+    capsys.readouterr()
+    assert main([*student, "teacher.pseudo.margin=0.1"]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("goldfold: "))
+    assert "teacher.pseudo.margin: a single network agrees with itself" in line
 
 
 @pytest.mark.parametrize(
@@ -265,6 +380,11 @@ def test_finished_runs_and_ensembles_may_teach(finished: Path, monkeypatch: pyte
         ([train("a"), ensemble("tiny", "a")], ["'tiny' is the name of a run too"]),
         ([train("pair")], ["'pair' is the name of an ensemble too"]),
         ([pseudo("b", "pear")], ["'pear'", "did you mean 'pair'?"]),
+        ([pseudo("b", "tiny", margin=0.1)], ["rounds.0", "a single network agrees with itself"]),
+        (
+            [distill("b", "pair", how="online", set={"input.range": "image"})],
+            ["rounds.0", "'tiny'", "input.range full"],
+        ),
     ],
 )
 def test_finished_runs_and_ensembles_that_do_not_fit(

@@ -119,7 +119,8 @@ class DistillRound(TrainRound, Distill):
     kind: Literal["distill"]  # type: ignore[assignment]
     teachers: tuple[str, ...] = Field(min_length=1, description="Runs or ensembles of earlier rounds")
     weight: Share = Field(
-        0.5, description="Share of the teachers' loss; the rest is the labels' own; left out: the experiment's, else 0.5"
+        0.5,
+        description="Share of the teachers' loss; the rest is the labels' own; left out: the experiment's, else 0.5",
     )
     leaky: bool = Field(False, description="Teachers of all folds: OOF scores are inflated, and marked so")
 

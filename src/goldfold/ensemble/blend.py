@@ -38,6 +38,8 @@ Weights = npt.NDArray[np.float64]
 Doubles = npt.NDArray[np.float64]
 
 EPS = 1e-7
+LINEAR: tuple[BlendMethod, ...] = ("mean", "simplex", "greedy")
+"""Weighted arithmetic means of the members."""
 NEEDS_CALIBRATION = ("log_loss", "brier", "top5")
 
 
@@ -71,7 +73,7 @@ class Blend:
     @property
     def linear(self) -> bool:
         """Whether the blend is a weighted arithmetic mean of its members."""
-        return self.method in ("mean", "simplex", "greedy")
+        return self.method in LINEAR
 
     def apply(self, values: Sequence[Floats], task: Task) -> Floats:
         """The blend (N, C) float32 of ``values``, M arrays (N, C) in the order of ``members``.

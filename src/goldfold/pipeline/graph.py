@@ -25,6 +25,7 @@ from goldfold.pipeline.lineage import (
     runs_of,
 )
 from goldfold.pipeline.round_keys import round_overrides
+from goldfold.pipeline.teachable import Source, stored_source, unteachable
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,11 @@ def refuse_problems(plan: Plan) -> None:
 
 
 def plan_rounds(path: Path, overrides: Sequence[str] = (), workspace: Workspace | None = None) -> Plan:
-    """Read a pipeline and find all that is wrong with its graph, without reading any image or table.
+    """Read a pipeline and find all that is wrong with its graph, without reading any image.
 
     Problems: experiments that do not load, doubled names, names that neither an earlier round makes nor a run or ensemble
-    on disk has, rounds that need each other, and teachers, students and members that differ in competition, task,
-    classes or folds. ``workspace``: the project folder; default: the working folder. Raises BadInput when the file is
+    on disk has, rounds that need each other, teachers, students and members that differ in competition, task, classes or
+    folds, and teachers who cannot teach as their student asks (``teachable.unteachable``). ``workspace``: the project folder; default: the working folder. Raises BadInput when the file is
     no pipeline.
     """
     workspace = workspace or Workspace(Path())
@@ -114,6 +115,7 @@ def plan_rounds(path: Path, overrides: Sequence[str] = (), workspace: Workspace 
     problems += _mismatches(path, rounds, made, workspace)
     problems += _optimistic(path, rounds, made, workspace)
     problems += _unsuited(path, rounds, made, workspace)
+    problems += _unteachable(path, rounds, made, workspace)
     return Plan(path, pipeline, tuple(rounds), tuple(dict.fromkeys(problems)))
 
 
@@ -234,6 +236,35 @@ def _optimistic(path: Path, rounds: Sequence[Planned], made: Mapping[str, Planne
             except BadInput as error:
                 problems.append(f"{_where(path, item)}: {error}")
     return problems
+
+
+def _unteachable(path: Path, rounds: Sequence[Planned], made: Mapping[str, Planned], workspace: Workspace) -> list[str]:
+    """Lines about teachers who cannot teach as their student asks."""
+    problems = []
+    for item in rounds:
+        if item.config is None:
+            continue
+        teachers = []
+        for name in dict.fromkeys(item.needs):
+            try:
+                teachers.append(_source(name, made, workspace))
+            except BadInput:  # a line of its own says what is wrong with that name
+                teachers.append(Source(name, {name: None}))
+        problems += [f"{_where(path, item)}: {line}" for line in unteachable(item.config, teachers, workspace.root)]
+    return problems
+
+
+def _source(name: str, made: Mapping[str, Planned], workspace: Workspace) -> Source:
+    """A teacher, made by a round or on disk. Raises BadInput when there is neither."""
+    planned = made.get(name)
+    if planned is None:
+        return stored_source(name, workspace)
+    if not isinstance(planned.step, EnsembleRound):
+        return Source(name, {name: planned.config})
+    step, runs = planned.step, dict[str, Config | None]()
+    for member in step.members:
+        runs[member] = made[member].config if member in made else run_config(member, workspace)
+    return Source(name, runs, step.method, step.calibration)
 
 
 def _unsuited(path: Path, rounds: Sequence[Planned], made: Mapping[str, Planned], workspace: Workspace) -> list[str]:

@@ -26,9 +26,7 @@ def round_overrides(step: TrainRound, experiment: Path, overrides: Sequence[str]
     if not isinstance(step, PseudoLabelRound | DistillRound):
         return given
     pseudo = isinstance(step, PseudoLabelRound)
-    where, section, switch = (
-        ("teacher.pseudo", Pseudo, "labels") if pseudo else ("teacher.distill", Distill, "weight")
-    )
+    where, section, switch = ("teacher.pseudo", Pseudo, "labels") if pseudo else ("teacher.distill", Distill, "weight")
     said = step.model_dump(mode="json", include=set(section.model_fields) & step.model_fields_set)
     own = {f"{where}.{key}": (key, value) for key, value in said.items()}
     own["teacher.runs"] = ("teachers", list(dict.fromkeys(step.teachers)))  # the graph speaks of doubled ones
