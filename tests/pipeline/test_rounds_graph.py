@@ -182,6 +182,11 @@ def test_keys_of_a_distillation_reach_its_experiment(project: Path) -> None:
     assert (found.weight, found.how, found.temperature, found.features) == (0.7, "online", 3, 0.1)
 
 
+def test_views_alone_in_set(project: Path) -> None:
+    make_competition(project)
+    assert plan_rounds(Path(write(train("a", tta="d4")))).configs["a"].tta.views == "d4"
+
+
 BAD = {
     "an unknown teacher": ([train("alpha"), pseudo("b", "alpa")], ["rounds.1", "'alpa'", "did you mean 'alpha'?"]),
     "an unknown member": ([train("a"), ensemble("c", "a", "zz")], ["rounds.1", "'zz'", "earlier rounds make a"]),

@@ -10,6 +10,7 @@ from goldfold.config.loading import (
     load_pipeline,
     merged_values,
     read_yaml,
+    spelt_out,
 )
 from goldfold.config.schema import Config, Pipeline
 
@@ -25,4 +26,5 @@ __all__ = [
     "load_pipeline",
     "merged_values",
     "read_yaml",
+    "spelt_out",
 ]

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from goldfold import files
-from goldfold.config import Config, changed_keys, config_from_dict
+from goldfold.config import Config, changed_keys, config_from_dict, spelt_out
 from goldfold.config.consistency import idle_keys
 from goldfold.errors import BadInput
 from goldfold.pipeline.run_folder import relevant
