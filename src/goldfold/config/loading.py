@@ -103,7 +103,9 @@ def json_schemas() -> dict[str, dict[str, Any]]:
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
         "description": "Parent files, merged deeply beneath this one",
     }
-    views = [form for form in experiment["$defs"]["Tta"]["properties"]["views"]["anyOf"] if form.get("type") == "string"]
+    views = [
+        form for form in experiment["$defs"]["Tta"]["properties"]["views"]["anyOf"] if form.get("type") == "string"
+    ]
     section = {"$ref": experiment["properties"]["tta"].pop("$ref")}
     experiment["properties"]["tta"] |= {"anyOf": [*views, section], "description": "A section, or its views alone"}
     for part in (experiment, *experiment.get("$defs", {}).values()):

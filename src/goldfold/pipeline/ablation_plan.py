@@ -216,7 +216,7 @@ def _override(text: str, own: dict[str, Any]) -> Item:
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             raise BadInput(f"'{text}'", f"cannot be read ({' '.join(str(error).split())})") from None
         assert isinstance(parsed, dict)
-        on |= _leaves({key.strip(): parsed["value"]}, own)
+        on |= _leaves(spelt_out({key.strip(): parsed["value"]}), own)
     return Item(name, on)
 
 
