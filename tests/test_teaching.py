@@ -151,6 +151,10 @@ def test_loading_draws_nothing_and_leaves_the_teacher_to_itself(tmp_path: Path, 
     answers = teachers.answer(images, student)
     assert torch.equal(torch.get_rng_state(), expected)
     assert not answers.probabilities.requires_grad
+    assert teachers.broken_names() == []
+    teachers.answer(images * torch.inf, student)
+    teachers.answer(images, student)
+    assert teachers.broken_names() == ["run fold 0"]  # once is enough
     assert not any(part.requires_grad for part in answers.features)
     after = teachers.members[0].model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -68,15 +68,25 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Teachers:
-    """Loaded networks. They neither learn nor draw random numbers, and are no part of a run's state."""
+    """Loaded networks. They neither learn nor draw random numbers, and are no part of a run's state.
+
+    ``broken`` (M,) bool, on the machine: which members gave an answer that is not finite. It is set without waiting for the
+    device.
+    """
 
     members: tuple[Member, ...]
     machine: Machine
+    broken: Tensor
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Columns of each member's pooled features."""
         return tuple(member.model.pooled_width for member in self.members)
+
+    def broken_names(self) -> list[str]:
+        """The bundles that gave an answer that is not finite; waits for the device."""
+        pairs = zip(self.members, self.broken.tolist(), strict=True)
+        return [f"{member.bundle.run} fold {member.bundle.fold}" for member, broken in pairs if broken]
 
     def teach(self, batch: TrainBatch, images: Tensor, student: Classifier) -> tuple[TrainBatch, tuple[Tensor, ...]]:
         """The batch with the answers on its first B images in place of stored ones, and the teachers' features.
@@ -101,9 +111,10 @@ class Teachers:
         pixels = student.restore(images)
         total: Tensor | None = None
         features = []
-        for member in self.members:
+        for number, member in enumerate(self.members):
             seen = member.model.normalise(as_seen(pixels, member.model.spec, student.spec))
             values, pooled = self._ask(member, seen)
+            self.broken[number].logical_or_(~(values.isfinite().all() & pooled.isfinite().all()))
             features.append(pooled)
             total = member.weight * values if total is None else total + member.weight * values
         assert total is not None
@@ -155,7 +166,7 @@ def load_teachers(online: OnlineTeacher, machine: Machine, fold: int, leaky: boo
             model.requires_grad_(False)
             model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
             members.append(Member(bundle, model.eval(), weight))
-    return Teachers(tuple(members), machine)
+    return Teachers(tuple(members), machine, torch.zeros(len(members), dtype=torch.bool, device=machine.device))
 
 
 @dataclass(frozen=True)
