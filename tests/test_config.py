@@ -390,6 +390,44 @@ class TestPipeline:
         assert "the key 'rounds' is missing" in refused(write(folder, "name: x\n"), load=load_pipeline)
 
 
+class TestViewsAlone:
+    """``tta: auto`` is ``tta: {views: auto}``, wherever a configuration is read."""
+
+    @pytest.mark.parametrize(
+        ("parent", "child", "overrides", "expected"),
+        [
+            ("", "tta: auto", [], ("auto", None)),
+            ("tta: {size: 256}", "tta: d4", [], ("d4", 256)),
+            ("tta: d4", "tta: {size: 256}", [], ("d4", 256)),
+            ("tta: {views: auto, size: 256}", "tta: none", [], ("none", 256)),
+            ("tta: d4", "", ["tta.size=256"], ("d4", 256)),
+            ("tta: {size: 256}", "", ["tta=scales"], ("scales", 256)),
+            ("", "", ['tta="auto"', "tta.size=256"], ("auto", 256)),
+            ("", "", ["tta.size=256", "tta=d4"], ("d4", 256)),
+        ],
+    )
+    def test_merges_with_the_sections_other_keys(
+        self, parent: str, child: str, overrides: list[str], expected: tuple[str, int | None], folder: Path
+    ) -> None:
+        write(folder, f"{COMPETITION}{parent}\n", "parent.yaml")
+        config = load_config(write(folder, f"extends: parent.yaml\n{child}\n"), overrides)
+        assert (config.tta.views, config.tta.size) == expected
+
+    def test_of_a_stored_configuration(self, folder: Path) -> None:
+        values = load_config(folder / "base.yaml").model_dump(mode="json")
+        assert config_from_dict({**values, "tta": "d4"}, "x").tta.views == "d4"
+
+    def test_a_name_that_is_none_is_named(self, folder: Path) -> None:
+        assert refused(write(folder, f"{COMPETITION}tta: foo\n")).startswith("exp.yaml: 'tta.views': Input should be")
+        assert refused(write(folder, COMPETITION), "tta=foo").startswith("command line: 'tta.views': ")
+        assert "'tta': should be a section of keys, got 3" in refused(write(folder, f"{COMPETITION}tta: 3\n"))
+
+    def test_is_in_the_schema(self) -> None:
+        names, section = json_schemas()["experiment.schema.json"]["properties"]["tta"]["anyOf"]
+        assert {"auto", "none", "d4"} <= set(names["enum"])
+        assert section == {"$ref": "#/$defs/Tta"}
+
+
 class TestJsonSchema:
     def test_every_key_has_a_description(self) -> None:
         experiment = json_schemas()["experiment.schema.json"]

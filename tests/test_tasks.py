@@ -127,6 +127,13 @@ def test_truth_and_decisions_have_the_same_shapes() -> None:
     assert Task("multilabel", tuple("abc")).truth(values).dtype == np.int64
 
 
+def test_ranks_have_an_expected_grade_too() -> None:
+    task = Task("ordinal", ("0", "1", "2"))
+    rows = np.array([[0.2, 0.5, 0.3], [0.1, 0.1, 0.8]], dtype=np.float32)
+    assert task.expected_grade(2 * rows) == pytest.approx(task.expected_grade(rows))
+    assert task.expected_grade(rows) == pytest.approx([1.1, 1.7])
+
+
 def test_ordinal_answers_are_the_rounded_expected_grade() -> None:
     task = Task("ordinal", tuple("0123"))
     values = np.array([[0.4, 0, 0, 0.6], [0.5, 0.5, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]], dtype=np.float32)

@@ -151,6 +151,10 @@ def test_loading_draws_nothing_and_leaves_the_teacher_to_itself(tmp_path: Path, 
     answers = teachers.answer(images, student)
     assert torch.equal(torch.get_rng_state(), expected)
     assert not answers.probabilities.requires_grad
+    assert teachers.broken_names() == []
+    teachers.answer(images * torch.inf, student)
+    teachers.answer(images, student)
+    assert teachers.broken_names() == ["run fold 0"]  # once is enough
     assert not any(part.requires_grad for part in answers.features)
     after = teachers.members[0].model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -167,12 +171,12 @@ def test_what_cannot_be_honoured_is_refused_before_training(tmp_path: Path) -> N
         (plain, MULTI, build(**IMAGE_WISE).spec, SPEC, "input.normalise: .* 'image' cannot be undone"),
         (plain, Task("multiclass", ("a", "c", "b")), student, SPEC, "other classes"),
         (plain, Task("ordinal", ("a", "b", "c")), student, SPEC, "another task"),
-        (plain, MULTI, build(input={"colour": "lab"}).spec, SPEC, "input.colour rgb, the student lab"),
-        (plain, MULTI, student, replace(SPEC, resize="crop"), "input.resize squash, the student's with crop"),
+        (plain, MULTI, build(input={"colour": "lab"}).spec, SPEC, "input.colour rgb, the student of lab"),
+        (plain, MULTI, student, replace(SPEC, resize="crop"), "input.resize squash, the student of crop"),
         (plain, MULTI, student, replace(SPEC, range="image"), "input.range full"),
     ]
     local = write(tmp_path / "local", build(input={"local_mean": "subtract"}))
-    cases.append((local, MULTI, student, SPEC, "input.local_mean subtract, the student none"))
+    cases.append((local, MULTI, student, SPEC, "input.local_mean subtract, the student of none"))
     alpha = write(tmp_path / "alpha", build(channels=4), images=replace(SPEC, channels=4))
     cases.append((alpha, MULTI, student, SPEC, "alpha"))
     for folder, task, spec, images, what in cases:

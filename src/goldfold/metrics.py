@@ -39,7 +39,8 @@ EPS = float(np.finfo(np.float64).eps)
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric. ``needs``: what a submission for it holds; ``tasks``: the tasks it suits.
+    """A metric. ``needs``: what a submission for it holds; ``tasks``: the tasks it suits; ``by_column``: whether it sees
+    only in which order each class's values put the images, so that rows need not sum to 1.
 
     ``function(task, targets, values)`` takes (N, C) targets and (N, C) probabilities or values; call it by ``score``.
     """
@@ -49,6 +50,7 @@ class Metric:
     needs: Needs
     tasks: frozenset[str]
     function: Function
+    by_column: bool = False
 
 
 def get_metric(name: str, direction: str | None = None, root: Path | None = None) -> Metric:
@@ -320,8 +322,10 @@ def _on_path(root: Path) -> Iterator[None]:
             sys.path.remove(entry)
 
 
-def _metric(name: str, more: bool, needs: Needs, tasks: frozenset[str] | set[str], function: Function) -> Metric:
-    return Metric(name, more, needs, frozenset(tasks), function)
+def _metric(
+    name: str, more: bool, needs: Needs, tasks: frozenset[str] | set[str], function: Function, by_column: bool = False
+) -> Metric:
+    return Metric(name, more, needs, frozenset(tasks), function, by_column)
 
 
 _TABLE: dict[str, Metric] = {
@@ -333,11 +337,14 @@ _TABLE: dict[str, Metric] = {
         _metric("macro_f1", True, "label", SINGLE | {"multilabel"}, _f1("macro")),
         _metric("micro_f1", True, "label", SINGLE | {"multilabel"}, _f1("micro")),
         _metric("log_loss", False, "probability", SINGLE | {"multilabel"}, _log_loss),
-        _metric("auc", True, "probability", {"binary"}, _one_by_one(_auc, both=True)),
-        _metric("macro_auc", True, "probability", {"multiclass", "multilabel", "ordinal"}, _one_by_one(_auc, both=True)),
+        _metric("auc", True, "probability", {"binary"}, _one_by_one(_auc, both=True), by_column=True),
+        _metric(
+            "macro_auc", True, "probability", {"multiclass", "multilabel", "ordinal"},
+            _one_by_one(_auc, both=True), by_column=True,
+        ),
         _metric(
             "average_precision", True, "probability", {"binary", "multilabel"},
-            _one_by_one(_average_precision, both=False),
+            _one_by_one(_average_precision, both=False), by_column=True,
         ),
         _metric("qwk", True, "label", SINGLE, _qwk),
         _metric("mae", False, "value", {"regression", "ordinal"}, _mae),

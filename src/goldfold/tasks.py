@@ -22,6 +22,9 @@ Activation = Literal["sigmoid", "softmax", "cumulative", "identity"]
 DecisionKind = Literal["thresholds", "cut_points", "multipliers"]
 Truth = npt.NDArray[np.generic]
 
+RANKS = 1e-3
+"""How far from 1 a row's sum is when its values are no probabilities."""
+
 ACTIVATIONS: dict[str, Activation] = {
     "binary": "sigmoid",
     "multiclass": "softmax",
@@ -121,8 +124,10 @@ class Task:
         return targets.argmax(axis=1).astype(np.int64)
 
     def expected_grade(self, values: Floats) -> npt.NDArray[np.float64]:
-        """(N, C) probabilities of grades → (N,) the mean grade, 0 to C - 1 (ordinal)."""
-        return values.astype(np.float64) @ np.arange(len(self.classes))
+        """(N, C) probabilities of grades → (N,) the mean grade, 0 to C - 1 (ordinal). Of ranks: by their shares of a row."""
+        exact = values.astype(np.float64)
+        total, grade = exact.sum(axis=1), exact @ np.arange(len(self.classes))
+        return np.where(np.abs(total - 1) > RANKS, grade / np.maximum(total, 1e-12), grade)
 
     def truth(self, targets: Floats) -> Truth:
         """(N, C) targets as scikit-learn's ``y_true``: (N,) class indices, (N, C) 0/1 for multilabel, or values."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from goldfold.bundle import Bundle, load_bundle, read_bundle
+from goldfold.config.schema import Input
 from goldfold.data import LeakError, TrainBatch, plain_loader, rows_of
 from goldfold.errors import BadInput, GoldfoldError
 from goldfold.features import VIEWS, turned
@@ -27,7 +28,7 @@ from goldfold.progress import progress
 from goldfold.records import Floats, SoftLabels
 from goldfold.tasks import Task
 
-KEY = "teacher.distill.how"
+MEND = "leave this teacher out, or set teacher.distill.how to stored"
 LUMINANCE = (0.299, 0.587, 0.114)
 """ITU-R 601, as grey images are decoded."""
 
@@ -67,15 +68,25 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Teachers:
-    """Loaded networks. They neither learn nor draw random numbers, and are no part of a run's state."""
+    """Loaded networks. They neither learn nor draw random numbers, and are no part of a run's state.
+
+    ``broken`` (M,) bool, on the machine: which members gave an answer that is not finite. It is set without waiting for the
+    device.
+    """
 
     members: tuple[Member, ...]
     machine: Machine
+    broken: Tensor
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Columns of each member's pooled features."""
         return tuple(member.model.pooled_width for member in self.members)
+
+    def broken_names(self) -> list[str]:
+        """The bundles that gave an answer that is not finite; waits for the device."""
+        pairs = zip(self.members, self.broken.tolist(), strict=True)
+        return [f"{member.bundle.run} fold {member.bundle.fold}" for member, broken in pairs if broken]
 
     def teach(self, batch: TrainBatch, images: Tensor, student: Classifier) -> tuple[TrainBatch, tuple[Tensor, ...]]:
         """The batch with the answers on its first B images in place of stored ones, and the teachers' features.
@@ -100,9 +111,10 @@ class Teachers:
         pixels = student.restore(images)
         total: Tensor | None = None
         features = []
-        for member in self.members:
+        for number, member in enumerate(self.members):
             seen = member.model.normalise(as_seen(pixels, member.model.spec, student.spec))
             values, pooled = self._ask(member, seen)
+            self.broken[number].logical_or_(~(values.isfinite().all() & pooled.isfinite().all()))
             features.append(pooled)
             total = member.weight * values if total is None else total + member.weight * values
         assert total is not None
@@ -154,7 +166,27 @@ def load_teachers(online: OnlineTeacher, machine: Machine, fold: int, leaky: boo
             model.requires_grad_(False)
             model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
             members.append(Member(bundle, model.eval(), weight))
-    return Teachers(tuple(members), machine)
+    return Teachers(tuple(members), machine, torch.zeros(len(members), dtype=torch.bool, device=machine.device))
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How pictures reach a network: what a teacher of the student's own images has to share with it."""
+
+    resize: str
+    range: str
+    colour: str
+    local_mean: str
+    channels: int
+
+    @classmethod
+    def of_network(cls, model: ModelSpec, images: ImageSpec) -> Sight:
+        return cls(images.resize, images.range, model.colour, model.local_mean, model.channels)
+
+    @classmethod
+    def of_settings(cls, input: Input) -> Sight:
+        """Of a network that is not trained yet."""
+        return cls(input.resize, input.range, input.colour, input.local_mean, input.channels)
 
 
 def check_teachers(
@@ -168,36 +200,31 @@ def check_teachers(
     if student is not None and student.normalise != "fixed":
         what = f"teachers see the student's images, and '{student.normalise}' cannot be undone"
         raise BadInput("input.normalise", what, "set it to fixed, or teacher.distill.how to stored")
+    own = None if student is None or images is None else Sight.of_network(student, images)
     for folder, _ in online.bundles:
         bundle = read_bundle(folder)
-        for what in _misfits(bundle, task, student, images):
-            raise BadInput(folder, what, f"leave this teacher out, or set {KEY} to stored")
+        if (bundle.task.name, bundle.task.labels()) != (task.name, task.labels()):
+            raise BadInput(folder, "the teacher has another task or other classes than the student", MEND)
+        sight = None if own is None else Sight.of_network(bundle.model, bundle.images)
+        refuse_misfit(folder, bundle.metadata is not None, sight, own)
 
 
-def _misfits(bundle: Bundle, task: Task, student: ModelSpec | None, images: ImageSpec | None) -> list[str]:
-    """Why a bundle cannot teach this student."""
-    found = []
-    if (bundle.task.name, bundle.task.labels()) != (task.name, task.labels()):
-        found.append("the teacher has another task or other classes than the student")
-    if bundle.metadata is not None:
-        found.append("the teacher needs metadata columns, which an online teacher is not given")
-    if student is not None:
-        network = bundle.model
-        found += [
-            f"the teacher sees input.{key} {getattr(network, key)}, the student {getattr(student, key)}"
-            for key in ("colour", "local_mean")
-            if getattr(network, key) != getattr(student, key)
-        ]
-        if network.channels == 4 and student.channels != 4:
-            found.append("the teacher sees an alpha channel, which the student's images lack")
-    if images is not None:
-        pairs = [(key, getattr(bundle.images, key), getattr(images, key)) for key in ("resize", "range")]
-        found += [
-            f"the teacher's images are made with input.{key} {theirs}, the student's with {own}"
-            for key, theirs, own in pairs
-            if theirs != own
-        ]
-    return found
+def refuse_misfit(where: object, metadata: bool, teacher: Sight | None = None, student: Sight | None = None) -> None:
+    """Raises BadInput, naming ``where``, for a teacher that cannot answer online.
+
+    ``metadata``: whether it needs columns of the CSV; ``teacher`` and ``student``: how each sees pictures, where the
+    teacher is to see the student's.
+    """
+    if metadata:
+        raise BadInput(where, "the teacher needs metadata columns, which an online teacher is not given", MEND)
+    if teacher is None or student is None:
+        return
+    for key in ("resize", "range", "colour", "local_mean"):
+        theirs, own = getattr(teacher, key), getattr(student, key)
+        if theirs != own:
+            raise BadInput(where, f"the teacher sees images of input.{key} {theirs}, the student of {own}", MEND)
+    if teacher.channels == 4 and student.channels != 4:
+        raise BadInput(where, "the teacher sees an alpha channel, which the student's images lack", MEND)
 
 
 def label_views(

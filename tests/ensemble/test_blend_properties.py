@@ -394,3 +394,31 @@ class TestSample:
         assert same(before.fold_blends[2], after.fold_blends[2])
         assert before.plain.shape == targets.shape  # scored on all rows
         assert before.plain_score == score(get_metric("accuracy"), THREE, targets, before.plain)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    case=st.sampled_from([(THREE, "macro_auc"), (GRADES, "macro_auc"), (LABELS, "average_precision"), (BINARY, "auc")]),
+    count=st.sampled_from([1, 2, 4]),
+)
+def test_ranks_keep_each_columns_order(seed: int, case: tuple[Task, str], count: int) -> None:
+    """The mean of ranks of one member, or of several that order alike, scores as the member does, to the last bit."""
+    task, metric = case[0], get_metric(case[1])
+    members, targets, folds = problem(task, seed, 45, 1)
+    powers = [1, 0.5, 2, 3][:count]  # another scale, the same order
+    alike = [(members[0].astype(np.float64) ** power).astype(np.float32) for power in powers]
+    found = cross_fit("rank_mean", [f"m{number}" for number in range(count)], alike, targets, folds, task, metric)
+    assert found.plain_score == score(metric, task, targets, members[0])
+    again = Blend.from_dict(json.loads(json.dumps(found.blend.to_dict())))
+    assert np.array_equal(again.apply(alike, task), found.plain)
+
+
+def test_ranks_are_rows_of_1_where_the_metric_weighs_classes_against_each_other() -> None:
+    members, targets, _ = problem(THREE, 1)
+    for name, by_column in (("macro_auc", False), ("log_loss", True), ("macro_f1", True)):
+        blend = fit("rank_mean", ["a", "b", "c"], members, targets, THREE, get_metric(name))
+        assert np.allclose(blend.apply(members, THREE).sum(axis=1), 1) == by_column
+        assert blend.by_column != by_column
+    older = {key: value for key, value in blend.to_dict().items() if key != "by_column"}
+    assert not Blend.from_dict(older).by_column

@@ -288,6 +288,21 @@ def test_other_repeats_are_refused_by_number() -> None:
         align([once, fewer])
 
 
+def test_another_deal_of_further_repeats_is_refused() -> None:
+    """Of repeats the out-of-fold table names the first one's folds alone."""
+    one, two = (
+        replace(member(name, seed), folds=tuple(range(6)), fold_table="first")
+        for name, seed in (("one", 1), ("two", 2))
+    )
+    align([one, two])
+    align([one, replace(two, fold_table="")])  # of a run whose record is gone nothing is known
+    with pytest.raises(BadInput, match="members 'one' and 'two': their fold tables differ; train both") as caught:
+        align([one, replace(two, fold_table="second")])
+    one_line(caught)
+    once = [replace(each, folds=(0, 1, 2)) for each in (one, replace(two, fold_table="second"))]
+    align(once)  # every id's fold is compared
+
+
 def test_other_classes_and_lone_test_predictions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="classes differ: a, b, c against a, c, b"):
         align([member("one", 1), with_oof(member("two", 2), classes=("a", "c", "b"))])
@@ -399,6 +414,9 @@ def test_load_member(tmp_path: Path) -> None:
     assert bare.leaky
     assert bare.optimistic
     assert bare.folds == (0, 1, 2)
+    assert bare.fold_table == ""
+    paths.record.write_text(json.dumps({"inputs": {"folds": "abc"}}))
+    assert load_member(paths).fold_table == "abc"
     one.test.write(paths.test, "id")
     whole = load_member(paths)
     assert whole.name == "one"

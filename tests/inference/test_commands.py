@@ -120,6 +120,20 @@ def test_budget_on_given_speeds(project: Path, capsys: pytest.CaptureFixture[str
     assert "36000 images in 9 hours" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("leaky", [False, True])
+def test_the_picture_of_a_leaky_ensemble_says_so(leaky: bool, project: Path) -> None:
+    path = project / "ensembles" / "both" / "ensemble.json"
+    before = path.read_bytes()
+    path.write_text(json.dumps(json.loads(before) | {"leaky": leaky}))
+    speeds = ["--img-per-second", "ALL=100", "--read-per-second", "1000"]
+    try:
+        with patch("goldfold.pipeline.budgeting.draw_budget") as draw:
+            assert main(["budget", "both", "--hours", "1", "--images", "100", *speeds]) == 0
+    finally:
+        path.write_bytes(before)
+    assert draw.call_args.args[4] == ("both (leaky)" if leaky else "both")
+
+
 def test_columns_of_the_budgets_tables(project: Path) -> None:
     with patch("goldfold.pipeline.budgeting.draw_budget"):
         speeds = ["--img-per-second", "ALL=100", "--read-per-second", "1000"]

@@ -270,6 +270,9 @@ class TestRows:
         with pytest.raises(BadInput, match="without teachers"):
             rows_of("stack", "mixup", teacher={"runs": ["other"], "distill": {"weight": 0.5}})
 
+    def test_views_alone(self) -> None:
+        assert rows_of("add", "tta=d4")[1].changes == {"tta.views": "d4"}
+
     def test_folder_names(self) -> None:
         rows = rows_of("add", "optim.lr=1e-2,augment.add=[{RandomBrightnessContrast: {p: 0.5}},{ToGray: {p: 0.1}}]")
         assert rows[1].name == "optim.lr-1e-2"

@@ -107,13 +107,54 @@ class TestFailures:
         assert main(["run", write(train("a"), train("b")), *QUICK]) == 130
         assert begun == [("a", 0)]
 
-    def test_bad_input_stops_at_once(self, project: Path) -> None:
+    def test_bad_input_of_a_round_does_not_stop_those_that_do_not_need_it(
+        self, project: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         config = str(make_competition(project, rows=24, test_rows=6))
         assert main(["train", config, *QUICK, "--run", "b"]) == 0
-        assert (
-            main(["run", write(train("a"), train("b", **OTHER), train("c")), *QUICK]) == 2
-        )  # b holds another experiment
-        assert not Path("runs/c").exists()
+        capsys.readouterr()
+        path = write(train("a"), train("b", **OTHER), pseudo("p", "b"), train("c"))  # b holds another experiment
+        assert main(["run", path, *QUICK]) == 2
+        found = capsys.readouterr()
+        (line,) = (line for line in found.err.splitlines() if line.startswith("goldfold: "))
+        assert "train b (runs/b: " in line
+        assert "pseudo_label p (it needs b)" in line
+        assert re.search(r"^2 train +b +failed", found.out, re.MULTILINE)
+        assert re.search(r"^4 train +c ", found.out, re.MULTILINE)
+        states = {row["name"]: row["state"] for row in read("pipelines/rounds.json")["rounds"]}
+        assert states == {"a": "done", "b": "failed", "p": "skipped", "c": "done"}
+
+    @pytest.mark.parametrize("error", [RuntimeError("cuDNN error: x\nsecond line"), OSError(28, "No space left")])
+    def test_what_nobody_foresaw_is_one_folds_failure(
+        self, error: Exception, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = str(make_competition(project, rows=24, test_rows=6))
+        begun = fail_fold(monkeypatch, "tiny", 0, error)
+        assert main(["train", config, *QUICK]) == 1
+        assert begun == [("tiny", 0), ("tiny", 1)]
+        assert Path("runs/tiny/fold1/DONE").exists()
+        err = capsys.readouterr().err
+        (line,) = (line for line in err.splitlines() if line.startswith("goldfold: "))
+        said = str(error).splitlines()[0]
+        assert f"tiny: fold0 failed: {type(error).__name__}: {said}; the same command" in line
+        assert "Traceback" in err
+        assert "in failing" in err  # where it came from
+
+    def test_what_nobody_foresaw_in_making_a_job_is_one_folds_failure(
+        self, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        make_competition(project, rows=24, test_rows=6)
+        real = stages.make_job
+
+        def failing(*arguments: Any) -> Any:
+            if arguments[4] == 0:
+                raise ValueError
+            return real(*arguments)
+
+        monkeypatch.setattr(stages, "make_job", failing)
+        assert main(["run", write(train("a"), {"kind": "submit", "source": "a"}), *QUICK]) == 1
+        assert "train a (a: fold0 failed: ValueError; the same command" in capsys.readouterr().err
+        assert Path("runs/a/fold1/DONE").exists()
 
     def test_rounds_that_need_a_failed_run_are_skipped(
         self, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

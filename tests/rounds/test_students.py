@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from PIL import Image
 
-from goldfold.bundle import load_bundle
+from goldfold import files
+from goldfold.bundle import load_bundle, save_weights, write_bundle
 from goldfold.cli import main
 from goldfold.config.schema import Train
 from goldfold.data import EXTERNAL, LABELLED, PSEUDO, LeakError
@@ -349,6 +352,25 @@ def test_online_teachers_are_the_fold_s_bundles(
     capsys.readouterr()
     assert main(student(*online, runs="both")) == 2
     assert "blended by gmean" in capsys.readouterr().err
+
+
+def test_an_online_teacher_that_gives_nan_is_blamed_itself(teachers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a network does in float16 whose activations are too large for it. Of two seeds the first is whole."""
+    folder = teachers / "runs" / "tiny" / "fold0-seed7"
+    bundle, model = load_bundle(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1e30)
+    save_weights(folder / "model.safetensors", model)
+    digest = files.sha256_file(folder / "model.safetensors")
+    write_bundle(folder / "bundle.json", replace(bundle, weights_sha256=digest))
+    assert main([*student(DISTIL, "teacher.distill.how=online"), *FIRST]) == 1
+    (line,) = (text for text in capsys.readouterr().err.splitlines() if text.startswith("goldfold: "))
+    assert (
+        "the online teacher tiny fold 0 gives NaN in fp32; set train.precision=fp32 or teacher.distill.how=stored"
+        in line
+    )
+    assert "optim.lr" not in line
 
 
 def test_a_cached_trunk_learns_each_stored_view(teachers: Path, heard: Heard) -> None:

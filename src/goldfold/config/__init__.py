@@ -8,7 +8,9 @@ from goldfold.config.loading import (
     json_schemas,
     load_config,
     load_pipeline,
+    merged_values,
     read_yaml,
+    spelt_out,
 )
 from goldfold.config.schema import Config, Pipeline
 
@@ -22,5 +24,7 @@ __all__ = [
     "json_schemas",
     "load_config",
     "load_pipeline",
+    "merged_values",
     "read_yaml",
+    "spelt_out",
 ]

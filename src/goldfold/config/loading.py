@@ -53,6 +53,11 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> Pipeline:
     )
 
 
+def merged_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What an experiment's file, its parents and the overrides say, not validated and without defaults. Raises BadInput."""
+    return _merged(path, _with_overrides(path, overrides))
+
+
 def is_pipeline(path: Path) -> bool:
     """Whether a YAML file describes a pipeline and not an experiment."""
     return "rounds" in _read(path)
@@ -60,6 +65,7 @@ def is_pipeline(path: Path) -> bool:
 
 def config_from_dict(values: dict[str, Any], where: object) -> Config:
     """A configuration from a plain dictionary, as ``runs/<run>/config.yaml`` holds it. Raises BadInput."""
+    values = spelt_out(values)
     return _validate(values, [(str(where), values)], Config)
 
 
@@ -71,6 +77,11 @@ def dump_yaml(config: Section) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping by the same careful rules as a configuration file. Raises BadInput."""
     return _read(path)
+
+
+def spelt_out(values: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a layer with ``tta: NAME`` as ``tta: {views: NAME}``, so that layers above and below merge with it."""
+    return values | {"tta": {"views": values["tta"]}} if isinstance(values.get("tta"), str) else values
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -92,22 +103,34 @@ def json_schemas() -> dict[str, dict[str, Any]]:
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
         "description": "Parent files, merged deeply beneath this one",
     }
+    views = [
+        form for form in experiment["$defs"]["Tta"]["properties"]["views"]["anyOf"] if form.get("type") == "string"
+    ]
+    section = {"$ref": experiment["properties"]["tta"].pop("$ref")}
+    experiment["properties"]["tta"] |= {"anyOf": [*views, section], "description": "A section, or its views alone"}
     for part in (experiment, *experiment.get("$defs", {}).values()):
         part.pop("required", None)
     return {"experiment.schema.json": experiment, "pipeline.schema.json": Pipeline.model_json_schema()}
 
 
 def _load(path: Path, overrides: Sequence[str], model: type[S]) -> S:
+    layers = _with_overrides(path, overrides)
+    return _validate(_merged(path, layers), layers, model)
+
+
+def _with_overrides(path: Path, overrides: Sequence[str]) -> list[Layer]:
     layers = _layers(path, ())
-    if overrides:
-        layers.append(("command line", _parse_overrides(overrides)))
+    return [*layers, ("command line", _parse_overrides(overrides))] if overrides else layers
+
+
+def _merged(path: Path, layers: list[Layer]) -> dict[str, Any]:
     try:
         merged = OmegaConf.merge(*(OmegaConf.create(_whole_lists(values)) for _, values in layers))
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise BadInput(path, f"cannot be merged ({str(error).splitlines()[0]})") from None
     assert isinstance(values, dict)
-    return _validate({str(key): value for key, value in values.items()}, layers, model)
+    return {str(key): value for key, value in values.items()}
 
 
 def _layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
@@ -115,7 +138,7 @@ def _layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
     real = path.resolve()
     if real in seen:
         raise BadInput(path, "extends itself", f"the chain is {' -> '.join(p.name for p in (*seen, real))}")
-    values = dict(_read(path))
+    values = spelt_out(_read(path))
     parents = values.pop("extends", None) or []
     if isinstance(parents, str):
         parents = [parents]
@@ -183,7 +206,11 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not re.match(r"^[A-Za-z_][\w.\-]*=", text):
             raise BadInput("command line", f"'{text}' is not an override", "write key.sub=value")
     try:
-        values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+        # One by one first: tta=NAME is tta.views=NAME, and goes with other keys of that section.
+        singly = [OmegaConf.to_container(OmegaConf.from_dotlist([text])) for text in overrides]
+        views = [isinstance(value, dict) and isinstance(value.get("tta"), str) for value in singly]
+        texts = [f"tta.views={t.partition('=')[2]}" if v else t for t, v in zip(overrides, views, strict=True)]
+        values = OmegaConf.to_container(OmegaConf.from_dotlist(texts))
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise BadInput("command line", f"cannot read an override ({' '.join(str(error).split())})") from None
     assert isinstance(values, dict)

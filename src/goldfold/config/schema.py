@@ -101,20 +101,27 @@ class TrainRound(Section):
 
 
 class PseudoLabelRound(TrainRound, Pseudo):
-    """Trains a student on the labelled rows and on its teachers' labels of unlabelled images; keys of teacher.pseudo."""
+    """Trains a student on the labelled rows and on its teachers' labels of unlabelled images; keys of teacher.pseudo, of
+    which those that are left out stay as the experiment has them."""
 
     kind: Literal["pseudo_label"]  # type: ignore[assignment]
     teachers: tuple[str, ...] = Field(min_length=1, description="Runs or ensembles of earlier rounds")
-    labels: Literal["soft", "hard"] = Field("soft", description="Probabilities or the most likely class")  # type: ignore[assignment]
+    labels: Literal["soft", "hard"] = Field(  # type: ignore[assignment]
+        "soft", description="Probabilities or the most likely class; left out: the experiment's, else soft"
+    )
     leaky: bool = Field(False, description="Teachers of all folds: OOF scores are inflated, and marked so")
 
 
 class DistillRound(TrainRound, Distill):
-    """Trains a student towards its teachers' probabilities on the training rows; keys of teacher.distill."""
+    """Trains a student towards its teachers' probabilities on the training rows; keys of teacher.distill, of which
+    those that are left out stay as the experiment has them."""
 
     kind: Literal["distill"]  # type: ignore[assignment]
     teachers: tuple[str, ...] = Field(min_length=1, description="Runs or ensembles of earlier rounds")
-    weight: Share = Field(0.5, description="Share of the teachers' loss; the rest is the labels' own")
+    weight: Share = Field(
+        0.5,
+        description="Share of the teachers' loss; the rest is the labels' own; left out: the experiment's, else 0.5",
+    )
     leaky: bool = Field(False, description="Teachers of all folds: OOF scores are inflated, and marked so")
 
 

@@ -219,6 +219,13 @@ class Teacher(Section):
     distill: Distill = Distill()
 
     @model_validator(mode="after")
+    def _are_named_once(self) -> Teacher:
+        twice = [name for name in dict.fromkeys(self.runs) if self.runs.count(name) > 1]
+        if twice:
+            raise ValueError(f"teacher.runs names '{twice[0]}' twice, which would count double; name it once")
+        return self
+
+    @model_validator(mode="after")
     def _is_used(self) -> Teacher:
         if bool(self.runs) != (self.pseudo.labels != "none" or self.distill.weight > 0 or self.distill.features > 0):
             raise ValueError(

@@ -38,6 +38,8 @@ Weights = npt.NDArray[np.float64]
 Doubles = npt.NDArray[np.float64]
 
 EPS = 1e-7
+LINEAR: tuple[BlendMethod, ...] = ("mean", "simplex", "greedy")
+"""Weighted arithmetic means of the members."""
 NEEDS_CALIBRATION = ("log_loss", "brier", "top5")
 
 
@@ -47,7 +49,7 @@ class Blend:
 
     ``weights`` (M,): not negative, summing to 1. For stacking they only tell: each member's share of the absolute
     coefficients. ``coefficients`` and ``intercept`` belong to stacking alone (``stacking.Fitted`` has their shapes).
-    Raises BadInput when the parts do not belong together.
+    ``by_column``: ranks for a metric of each column's order, which stay as they are. Raises BadInput when the parts do not belong together.
     """
 
     method: BlendMethod
@@ -55,6 +57,7 @@ class Blend:
     weights: Weights
     coefficients: Doubles | None = None
     intercept: Doubles | None = None
+    by_column: bool = False
 
     def __post_init__(self) -> None:
         _check_names(self.members)
@@ -71,15 +74,16 @@ class Blend:
     @property
     def linear(self) -> bool:
         """Whether the blend is a weighted arithmetic mean of its members."""
-        return self.method in ("mean", "simplex", "greedy")
+        return self.method in LINEAR
 
     def apply(self, values: Sequence[Floats], task: Task) -> Floats:
         """The blend (N, C) float32 of ``values``, M arrays (N, C) in the order of ``members``.
 
         ``gmean`` clips probabilities at 1e-7 from below, so that one member's zero is no veto. ``rank_mean`` replaces
         each column by its ranks among the given rows, (rank - 0.5) / N with ties averaged; its answers therefore
-        depend on which rows are blended together. Rows are renormalised where they must sum to 1. Raises BadInput for
-        values that do not match the members.
+        depend on which rows are blended together. Rows are renormalised where they must sum to 1, except ``by_column``:
+        dividing each row by its own sum would put the images of a column into another order. Raises BadInput for values
+        that do not match the members.
         """
         _refuse(self.method, task)
         if len(values) != len(self.members):
@@ -107,7 +111,7 @@ class Blend:
                 total += weight * member
         if self.method == "gmean":
             total = expit(total) if task.activation == "sigmoid" else np.exp(total)
-        return task.normalise(total)
+        return total.astype(np.float32) if self.by_column else task.normalise(total)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; ``from_dict`` gives the same blend, bit for bit."""
@@ -117,6 +121,7 @@ class Blend:
             "weights": self.weights.tolist(),
             "coefficients": None if self.coefficients is None else self.coefficients.tolist(),
             "intercept": None if self.intercept is None else self.intercept.tolist(),
+            "by_column": self.by_column,
         }
 
     @staticmethod
@@ -132,7 +137,8 @@ class Blend:
             )
             if weights is None:
                 raise BadInput(where, "a blend without weights")
-            return Blend(method, tuple(record["members"]), weights, coefficients, intercept)
+            by_column = bool(record.get("by_column", False))  # older records have none
+            return Blend(method, tuple(record["members"]), weights, coefficients, intercept, by_column)
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(
                 where, f"not a stored blend ({type(error).__name__}: {error})", "delete it and run again"
@@ -207,7 +213,8 @@ def fit_rows(
         weights = fit_greedy(stacked, given, task, metric, bags)
     back = np.argsort(by_name(names))  # from the order of names to the order in which they were given
     if fitted is None:
-        return Blend(method, tuple(names), weights[back])
+        by_column = method == "rank_mean" and metric.by_column
+        return Blend(method, tuple(names), weights[back], by_column=by_column)
     return Blend(method, tuple(names), weights[back], fitted.coefficients[:, back], fitted.intercept)
 
 

@@ -171,4 +171,4 @@ def _without(blend: Blend, without: int) -> Blend:
     if blend.coefficients is not None:
         coefficients = blend.coefficients[:, kept] / (total if total > 0 else 1.0)
     names = tuple(blend.members[number] for number in kept)
-    return Blend(blend.method, names, weights, coefficients, blend.intercept)
+    return Blend(blend.method, names, weights, coefficients, blend.intercept, blend.by_column)

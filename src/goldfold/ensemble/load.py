@@ -24,8 +24,9 @@ class Member:
     """A finished run inside an ensemble.
 
     ``oof`` has folds (with repeats: those of the first); ``digest`` changes with either table; ``folds``: the numbers of
-    all folds that the run was validated on, every repeat's (empty: those of ``oof``); ``leaky``: its scores are inflated;
-    ``optimistic``: validation labels chose its weights.
+    all folds that the run was validated on, every repeat's (empty: those of ``oof``); ``fold_table``: a digest of the fold
+    table that it was trained on (empty: not known); ``leaky``: its scores are inflated; ``optimistic``: validation labels
+    chose its weights.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Member:
     folds: tuple[int, ...] = ()
     leaky: bool = False
     optimistic: bool = False
+    fold_table: str = ""
 
 
 def load_member(run_paths: RunPaths) -> Member:
@@ -54,14 +56,17 @@ def load_member(run_paths: RunPaths) -> Member:
             run_paths.cv, f"not the scores of a run ({type(error).__name__}: {error})", "train the run again"
         ) from None
     oof = Predictions.read(run_paths.oof, name)
-    return Member(name, oof, test, files.fingerprint(digests), folds, leaky, optimistic)
+    record = files.read_json(run_paths.record) if run_paths.record.is_file() else {}
+    table = str(record.get("inputs", {}).get("folds", ""))
+    return Member(name, oof, test, files.fingerprint(digests), folds, leaky, optimistic, table)
 
 
 def align(members: Sequence[Member]) -> list[Member]:
     """The members with all rows in the order of the first member's ids.
 
     Raises BadInput, naming the two members and the first ids, when the members differ in ids, classes, the fold of an id
-    or the number of folds (of another number of repeats, say), when some have test predictions and others have none, or
+    or the number of folds (of another number of repeats, say), in the fold table where there are repeats, whose folds no
+    out-of-fold table holds, when some have test predictions and others have none, or
     when a member appears twice.
     """
     if not members:
@@ -85,6 +90,9 @@ def align(members: Sequence[Member]) -> list[Member]:
             raise BadInput(
                 pair, f"{_folds_text(first)} against {_folds_text(member)}", "train both runs on the same fold table"
             )
+        repeated = len(_folds(first)) > len(_first_folds(first))
+        if repeated and member.fold_table and first.fold_table and member.fold_table != first.fold_table:
+            raise BadInput(pair, "their fold tables differ", "train both runs on the same fold table")
         oof = _align(member.oof, first.oof, index, pair, "out-of-fold")
         test = None
         if member.test is not None and first.test is not None:

@@ -106,6 +106,8 @@ def make_ensemble(
             "truth": _digest(ids, targets),
             "repeats": [_digest(table.ids, table.fold) for table in repeats],
         }
+        # Ranks once were brought to rows of 1 for these metrics too: such ensembles are made anew, and no others.
+        | ({"by_column": True} if plan.method == "rank_mean" and metric.by_column else {})
     )
     stored = _stored(folder, mark, first.test is not None)
     if stored is not None:

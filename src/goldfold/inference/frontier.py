@@ -15,7 +15,6 @@ import numpy as np
 from goldfold import files
 from goldfold.config.schema import BlendMethod, CalibrationMethod, DecisionMethod
 from goldfold.ensemble import load_blend, load_calibration, load_decisions
-from goldfold.ensemble.blend import Blend
 from goldfold.ensemble.crossfit import fit_folds
 from goldfold.ensemble.stage import SEED
 from goldfold.ensemble.steps import Chain, fit_steps
@@ -201,7 +200,7 @@ class Fits:
         coefficients = chain.blend.coefficients
         if coefficients is not None:
             coefficients = coefficients[:, kept] / (total or 1.0)
-        blend = Blend(chain.blend.method, tuple(names), weights, coefficients, chain.blend.intercept)
+        blend = replace(chain.blend, members=tuple(names), weights=weights, coefficients=coefficients)
         return Fitted(tuple(names), replace(chain, blend=blend), None)
 
 

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from goldfold import files
-from goldfold.config import Config, changed_keys, config_from_dict
+from goldfold.config import Config, changed_keys, config_from_dict, spelt_out
 from goldfold.config.consistency import idle_keys
 from goldfold.errors import BadInput
 from goldfold.pipeline.run_folder import relevant
@@ -216,7 +216,7 @@ def _override(text: str, own: dict[str, Any]) -> Item:
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
             raise BadInput(f"'{text}'", f"cannot be read ({' '.join(str(error).split())})") from None
         assert isinstance(parsed, dict)
-        on |= _leaves({key.strip(): parsed["value"]}, own)
+        on |= _leaves(spelt_out({key.strip(): parsed["value"]}), own)
     return Item(name, on)
 
 

@@ -239,7 +239,8 @@ def budget(
     files.write_csv(folder / "budget.csv", found.plan_table())
     files.write_csv(folder / "frontier.csv", found.frontier_table())
     (folder / "budget.png").unlink(missing_ok=True)
-    draw_budget(found.frontier_table(), found.plan_table(), found.metric, found.work, name, folder / "budget.png")
+    title = named(name, found.leaky)
+    draw_budget(found.frontier_table(), found.plan_table(), found.metric, found.work, title, folder / "budget.png")
     return found, folder
 
 

@@ -36,6 +36,7 @@ from goldfold.pipeline.jobs import (
 from goldfold.pipeline.lineage import find_source, refuse_optimistic_teachers, runs_of, teacher_digest
 from goldfold.pipeline.stages import load_folds, try_folds
 from goldfold.pipeline.submitting import submission_format
+from goldfold.pipeline.teachable import stored_source, unteachable
 from goldfold.pipeline.views import refuse_single_fold
 from goldfold.predict import try_views
 from goldfold.progress import say
@@ -76,8 +77,9 @@ def check_pipeline(path: Path, overrides: Sequence[str], workspace: Workspace, d
         if item.config is None:
             continue
         say(f"checking {item.name}")
-        # A teacher that is missing is the graph's problem, and no second line here.
-        problems += check_experiment(item.config, workspace, decode, [*made, *item.needs], decoded)
+        # What the graph has said needs no second line here.
+        found = check_experiment(item.config, workspace, decode, [*made, *item.needs], decoded)
+        problems += [line for line in found if not any(known.endswith(f": {line}") for known in plan.problems)]
     return list(dict.fromkeys(problems))
 
 
@@ -223,9 +225,12 @@ def _check_teachers(
             continue
         if found.attempt(lambda name=name: teacher_digest(name, workspace, folds, data.task.classes)) is not None:  # type: ignore[misc]
             there.append(name)
+    unfit: list[str] = []
     if len(there) == len(config.teacher.runs):
         found.attempt(lambda: refuse_optimistic_teachers(config, workspace))
-    if there and config.teacher.distill.how == "online":
+        unfit = unteachable(config, [stored_source(name, workspace) for name in there], workspace.root)
+        found.problems += [line for line in unfit if line not in found.problems]
+    if there and not unfit and config.teacher.distill.how == "online":
         found.attempt(lambda: _check_online(config, data, there, workspace))
 
 

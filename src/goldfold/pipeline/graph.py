@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -12,16 +11,7 @@ from pathlib import Path
 
 from goldfold import files
 from goldfold.config import Config, Pipeline, is_pipeline, load_config, load_pipeline
-from goldfold.config.schema import (
-    Distill,
-    DistillRound,
-    EnsembleRound,
-    Pseudo,
-    PseudoLabelRound,
-    Round,
-    SubmitRound,
-    TrainRound,
-)
+from goldfold.config.schema import DistillRound, EnsembleRound, PseudoLabelRound, Round, SubmitRound
 from goldfold.errors import BadInput, some
 from goldfold.paths import Workspace
 from goldfold.pipeline.blending import check_settings
@@ -34,14 +24,16 @@ from goldfold.pipeline.lineage import (
     run_config,
     runs_of,
 )
+from goldfold.pipeline.round_keys import round_overrides
+from goldfold.pipeline.teachable import Source, stored_source, unteachable
 
 
 @dataclass(frozen=True)
 class Planned:
     """A round with its name and what it needs: names of other rounds, or of runs and ensembles on disk.
 
-    ``number`` counts from 1; ``config``: the experiment of a training round. ``name`` is None for a training round whose
-    experiment cannot be loaded.
+    ``number`` counts from 1; ``config``: the experiment of a training round, whose teacher's keys are in ``step`` too.
+    ``name`` is None for a training round whose experiment cannot be loaded.
     """
 
     number: int
@@ -92,11 +84,11 @@ def refuse_problems(plan: Plan) -> None:
 
 
 def plan_rounds(path: Path, overrides: Sequence[str] = (), workspace: Workspace | None = None) -> Plan:
-    """Read a pipeline and find all that is wrong with its graph, without reading any image or table.
+    """Read a pipeline and find all that is wrong with its graph, without reading any image.
 
     Problems: experiments that do not load, doubled names, names that neither an earlier round makes nor a run or ensemble
-    on disk has, rounds that need each other, and teachers, students and members that differ in competition, task,
-    classes or folds. ``workspace``: the project folder; default: the working folder. Raises BadInput when the file is
+    on disk has, rounds that need each other, teachers, students and members that differ in competition, task, classes or
+    folds, and teachers who cannot teach as their student asks (``teachable.unteachable``). ``workspace``: the project folder; default: the working folder. Raises BadInput when the file is
     no pipeline.
     """
     workspace = workspace or Workspace(Path())
@@ -123,6 +115,7 @@ def plan_rounds(path: Path, overrides: Sequence[str] = (), workspace: Workspace 
     problems += _mismatches(path, rounds, made, workspace)
     problems += _optimistic(path, rounds, made, workspace)
     problems += _unsuited(path, rounds, made, workspace)
+    problems += _unteachable(path, rounds, made, workspace)
     return Plan(path, pipeline, tuple(rounds), tuple(dict.fromkeys(problems)))
 
 
@@ -131,26 +124,13 @@ def _planned(path: Path, index: int, step: Round, overrides: Sequence[str]) -> P
         return Planned(index + 1, step, step.name, step.members)
     if isinstance(step, SubmitRound):
         return Planned(index + 1, step, step.name or step.source, (step.source,))
-    config = load_config(path.parent / step.experiment, [*_round_overrides(step), *overrides])
-    return Planned(index + 1, step, str(config.name), config.teacher.runs, config)
-
-
-def _round_overrides(step: TrainRound) -> list[str]:
-    """The keys of a round as overrides of its experiment; null, lists and sections are JSON, which is YAML."""
-    values = dict(step.set)
-    if step.name:
-        values["name"] = step.name
-    if isinstance(step, PseudoLabelRound):
-        values |= {f"teacher.pseudo.{key}": value for key, value in _keys(step, Pseudo).items()}
-    if isinstance(step, DistillRound):
-        values |= {f"teacher.distill.{key}": value for key, value in _keys(step, Distill).items()}
-    if isinstance(step, PseudoLabelRound | DistillRound):
-        values |= {"teacher.runs": list(step.teachers), "teacher.leaky": step.leaky}
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
-
-
-def _keys(step: TrainRound, section: type[Pseudo] | type[Distill]) -> dict[str, object]:
-    return step.model_dump(mode="json", include=set(section.model_fields))
+    experiment = path.parent / step.experiment
+    config = load_config(experiment, [*round_overrides(step, experiment, overrides), *overrides])
+    if not isinstance(step, PseudoLabelRound | DistillRound):
+        return Planned(index + 1, step, str(config.name), config.teacher.runs, config)
+    section = config.teacher.pseudo if isinstance(step, PseudoLabelRound) else config.teacher.distill
+    kept = {key: getattr(section, key) for key in type(section).model_fields} | {"leaky": config.teacher.leaky}
+    return Planned(index + 1, step.model_copy(update=kept), str(config.name), config.teacher.runs, config)
 
 
 def _where(path: Path, item: Planned) -> str:
@@ -174,7 +154,8 @@ def _doubled(path: Path, rounds: Sequence[Planned], workspace: Workspace) -> lis
         if (other / ("config.yaml" if ensemble else "ensemble.json")).exists():
             what = f"'{item.name}' is the name of {'a run' if ensemble else 'an ensemble'} too ({other})"
             problems.append(str(BadInput(_where(path, item), what, "name this round otherwise")))
-        twice = dict.fromkeys(name for name in item.needs if item.needs.count(name) > 1)
+        heard = item.step.teachers if isinstance(item.step, PseudoLabelRound | DistillRound) else item.needs
+        twice = dict.fromkeys(name for name in heard if heard.count(name) > 1)
         problems += [str(BadInput(_where(path, item), f"'{name}' is named twice", "name it once")) for name in twice]
     return problems
 
@@ -255,6 +236,35 @@ def _optimistic(path: Path, rounds: Sequence[Planned], made: Mapping[str, Planne
             except BadInput as error:
                 problems.append(f"{_where(path, item)}: {error}")
     return problems
+
+
+def _unteachable(path: Path, rounds: Sequence[Planned], made: Mapping[str, Planned], workspace: Workspace) -> list[str]:
+    """Lines about teachers who cannot teach as their student asks."""
+    problems = []
+    for item in rounds:
+        if item.config is None:
+            continue
+        teachers = []
+        for name in dict.fromkeys(item.needs):
+            try:
+                teachers.append(_source(name, made, workspace))
+            except BadInput:  # a line of its own says what is wrong with that name
+                teachers.append(Source(name, {name: None}))
+        problems += [f"{_where(path, item)}: {line}" for line in unteachable(item.config, teachers, workspace.root)]
+    return problems
+
+
+def _source(name: str, made: Mapping[str, Planned], workspace: Workspace) -> Source:
+    """A teacher, made by a round or on disk. Raises BadInput when there is neither."""
+    planned = made.get(name)
+    if planned is None:
+        return stored_source(name, workspace)
+    if not isinstance(planned.step, EnsembleRound):
+        return Source(name, {name: planned.config})
+    step, runs = planned.step, dict[str, Config | None]()
+    for member in step.members:
+        runs[member] = made[member].config if member in made else run_config(member, workspace)
+    return Source(name, runs, step.method, step.calibration)
 
 
 def _unsuited(path: Path, rounds: Sequence[Planned], made: Mapping[str, Planned], workspace: Workspace) -> list[str]:

@@ -23,6 +23,16 @@ STARTED = "started.json"
 """The fingerprint of an inner training that goes on; gone when it is finished."""
 
 
+def refuse_taught(name: str, member: Config) -> None:
+    """Raises BadInput for a teacher of ``cross_fitted`` that cannot be trained again on labels alone."""
+    if member.teacher.runs:
+        raise BadInput(
+            "teacher.distill.how",
+            f"the teacher '{name}' was itself taught (by {some(member.teacher.runs)}), which inner folds cannot repeat",
+            "use stored or online, or teachers that were trained on labels alone",
+        )
+
+
 def inner_values(
     config: Config, data: CompetitionData, workspace: Workspace, table: FoldTable, fold: int, run: Run, paths: FoldPaths
 ) -> Floats:
@@ -40,12 +50,7 @@ def inner_values(
             "start this run without a launcher",
         )
     member = config_from_dict(read_yaml(run.paths.config), run.paths.config)
-    if member.teacher.runs:
-        raise BadInput(
-            "teacher.distill.how",
-            f"the teacher '{run.name}' was itself taught (by {some(member.teacher.runs)}), which inner folds cannot repeat",
-            "use stored or online, or teachers that were trained on labels alone",
-        )
+    refuse_taught(run.name, member)
     train_ids = table.train_ids(fold)
     parts = inner_parts(
         config.folds,

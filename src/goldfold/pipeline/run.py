@@ -10,6 +10,7 @@ from typing import Any, Literal
 from goldfold.config import Config
 from goldfold.config.schema import EnsembleRound, Round, SubmitRound, TrainRound
 from goldfold.errors import BadInput, GoldfoldError, some
+from goldfold.machine import several_processes
 from goldfold.paths import Workspace
 from goldfold.pipeline.blending import ensemble_runs
 from goldfold.pipeline.graph import Plan, Planned, plan_rounds, refuse_problems
@@ -62,8 +63,8 @@ class PipelineFailed(GoldfoldError):
 def run_pipeline(path: Path, workspace: Workspace, overrides: Sequence[str] = ()) -> Outcome:
     """Run every round that is not finished.
 
-    A round that fails does not stop those that do not need it. Raises BadInput before anything runs when the rounds do
-    not fit together, and at once where a round finds its input wrong; PipelineFailed at the end when a round failed.
+    A round that fails, or finds its input wrong, does not stop those that do not need it. Raises BadInput before anything
+    runs when the rounds do not fit together, and PipelineFailed at the end when a round failed.
     """
     plan = plan_rounds(path, overrides, workspace)
     refuse_problems(plan)
@@ -95,9 +96,9 @@ def _run_round(item: Planned, plan: Plan, outcome: Outcome, workspace: Workspace
             outcome.ensembles[name] = ensemble_runs(step, workspace)
         else:
             outcome.submissions[name] = submit(step.source, workspace, workspace.submission(name))
-    except BadInput:
-        raise
     except GoldfoldError as error:
+        if isinstance(error, BadInput) and several_processes():
+            raise  # perhaps of this process alone, and none may go on to another round alone
         say(f"{title}: failed: {error}")
         return RoundOutcome(item.number, step, name, "failed", str(error), error.exit_code)
     return RoundOutcome(item.number, step, name, "done")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -129,13 +130,13 @@ def train_run(
                     job = make_job(config, data, workspace, table, fold, seed, fold_paths, sources, fingerprint)
                 say(f"{config.name} {name}: {len(job.examples)} training rows, {len(job.valid_ids)} validation rows")
                 result = _train_alone(job, reporter, machine)
-            except GoldfoldError as error:
+            except Exception as error:
                 # Of several processes none may go on to another fold alone.
                 if not _is_of_fold(error, fold_paths) or several_processes():
                     raise
-                say(f"{config.name} {name}: failed: {error}")
-                failed[name] = str(error)
-                codes.add(error.exit_code)
+                failed[name] = _reason(error)
+                codes.add(error.exit_code if isinstance(error, GoldfoldError) else 1)
+                say(f"{config.name} {name}: failed: {failed[name]}")
                 continue
             if machine.is_main:
                 record_fold(paths, name, asdict(result))
@@ -153,7 +154,16 @@ def train_run(
     return cv
 
 
-def _is_of_fold(error: GoldfoldError, paths: FoldPaths) -> bool:
+def _reason(error: Exception) -> str:
+    """One line about a failure. Of one that nobody foresaw, a driver's or a disk's say, the traceback is shown too."""
+    if isinstance(error, GoldfoldError):
+        return str(error)
+    say("".join(traceback.format_exception(error)).rstrip())
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def _is_of_fold(error: Exception, paths: FoldPaths) -> bool:
     """Whether a failure is one fold's: the others may go well. Bad input and leaks are about the whole experiment,
     unless it is a file of that fold's own folder that is wrong."""
     if isinstance(error, BadInput):

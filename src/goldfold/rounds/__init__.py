@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from goldfold.rounds.distil import clear_inner, gather_inner, inner_parts
 from goldfold.rounds.labels import copy_labels, has_labels, read_labels, store_labels
-from goldfold.rounds.pseudo import Selection, class_counts, imbalance, select, thresholds
+from goldfold.rounds.pseudo import Selection, class_counts, imbalance, refuse_single_voice, select, thresholds
 from goldfold.rounds.teachers import (
     Run,
     Teacher,
@@ -13,6 +13,8 @@ from goldfold.rounds.teachers import (
     members,
     online_bundles,
     open_teachers,
+    refuse_on_batch,
+    refuse_ranks,
 )
 from goldfold.rounds.voices import Pool, Stores, join, mean_of, predicted_voices, stored_voices
 
@@ -38,6 +40,9 @@ __all__ = [
     "open_teachers",
     "predicted_voices",
     "read_labels",
+    "refuse_on_batch",
+    "refuse_ranks",
+    "refuse_single_voice",
     "select",
     "store_labels",
     "stored_voices",

@@ -60,8 +60,7 @@ def select(ids: Sequence[str], values: Floats, voices: Sequence[Floats], task: T
     does, and where disagreement is asked for of a single bundle.
     """
     limits = thresholds(settings, task)
-    if len(voices) < 2:
-        _refuse_single_voice(settings, task)
+    refuse_single_voice(len(voices), settings, task)
     order = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=np.int64)
     names, values = [ids[place] for place in order], values[order]
     spread = _spread([voice[order] for voice in voices], values)
@@ -210,7 +209,10 @@ def _soft(values: Floats, task: Task, settings: Pseudo) -> Floats:
     return exact.astype(np.float32)
 
 
-def _refuse_single_voice(settings: Pseudo, task: Task) -> None:
+def refuse_single_voice(voices: int, settings: Pseudo, task: Task) -> None:
+    """Raises BadInput where disagreement is asked for of a single bundle."""
+    if voices > 1:
+        return
     if settings.margin is not None:
         raise BadInput(
             "teacher.pseudo.margin", "a single network agrees with itself", "name more teachers, or leave it out"

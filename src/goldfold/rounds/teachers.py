@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from goldfold import files
-from goldfold.ensemble import Blend, Calibration, load_blend, load_calibration
+from goldfold.config.schema import BlendMethod, CalibrationMethod
+from goldfold.ensemble import LINEAR, Blend, Calibration, load_blend, load_calibration
 from goldfold.errors import BadInput, some
 from goldfold.paths import FoldPaths, RunPaths, Workspace
 from goldfold.records import Floats
@@ -94,19 +95,35 @@ class Teacher:
         blend = self.blend(fold)
         if blend is None:
             return {self.name: 1.0}
-        if not blend.linear:
-            raise BadInput(
-                "teacher.distill.how",
-                f"the ensemble '{self.name}' is blended by {blend.method}, which online distillation cannot do on a batch",
-                "use stored, or blend it by mean, simplex or greedy",
-            )
-        if files.read_json(self.workspace.ensemble(self.name) / "ensemble.json")["calibration"] != "none":
-            raise BadInput(
-                "teacher.distill.how",
-                f"the ensemble '{self.name}' is calibrated, which online distillation cannot do on a batch",
-                "use stored, or blend it without calibration",
-            )
+        record = files.read_json(self.workspace.ensemble(self.name) / "ensemble.json")
+        refuse_on_batch(self.name, blend.method, record["calibration"])
         return {name: float(weight) for name, weight in zip(blend.members, blend.weights, strict=True)}
+
+
+def refuse_ranks(name: str, method: BlendMethod) -> None:
+    """Raises BadInput for the ensemble of that name where it cannot teach at all."""
+    if method == "rank_mean":
+        raise BadInput(
+            "teacher.runs",
+            f"the ensemble '{name}' is a mean of ranks, which are no probabilities",
+            "blend it by mean, gmean, simplex, greedy or stacking",
+        )
+
+
+def refuse_on_batch(name: str, method: BlendMethod, calibration: CalibrationMethod) -> None:
+    """Raises BadInput for the ensemble of that name where it cannot teach online, batch by batch."""
+    if method not in LINEAR:
+        raise BadInput(
+            "teacher.distill.how",
+            f"the ensemble '{name}' is blended by {method}, which online distillation cannot do on a batch",
+            "use stored, or blend it by mean, simplex or greedy",
+        )
+    if calibration != "none":
+        raise BadInput(
+            "teacher.distill.how",
+            f"the ensemble '{name}' is calibrated, which online distillation cannot do on a batch",
+            "use stored, or blend it without calibration",
+        )
 
 
 def open_teachers(names: Sequence[str], workspace: Workspace) -> tuple[Teacher, ...]:
@@ -166,12 +183,7 @@ def _open(name: str, workspace: Workspace) -> Teacher:
         opened = _open_run(run)
         return Teacher(name, (opened,), _is_leaky(run), workspace, is_ensemble=False)
     blend = load_blend(ensemble.parent, None)
-    if blend.method == "rank_mean":
-        raise BadInput(
-            "teacher.runs",
-            f"the ensemble '{name}' is a mean of ranks, which are no probabilities",
-            "blend it by mean, gmean, simplex, greedy or stacking",
-        )
+    refuse_ranks(name, blend.method)
     runs = tuple(_open_run(workspace.run(member)) for member in blend.members)
     leaky = any(_is_leaky(found.paths) for found in runs)
     return Teacher(name, runs, leaky, workspace, is_ensemble=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from goldfold.augment import erase_batch
 from goldfold.data import Batches, TrainBatch
-from goldfold.errors import GoldfoldError
+from goldfold.errors import GoldfoldError, some
 from goldfold.machine import Machine
 from goldfold.mix import Mixing, draw_mix
 from goldfold.optim import add_penalties, clip_gradients, set_momentum, set_rate
@@ -109,6 +109,13 @@ def train_epoch(
         seen += len(batch.targets) * accelerator.num_processes
     mean = float(accelerator.reduce(losses, "mean")) / n_batches
     if not math.isfinite(mean):
+        broken = session.teachers.broken_names() if session.teachers is not None else []
+        if broken:
+            raise GoldfoldError(
+                f"{what}: the loss is {mean}, as the online teacher {some(broken)} gives NaN in {machine.precision}; set "
+                "train.precision=fp32 or teacher.distill.how=stored, and start a new run (delete the run's folder or name "
+                "another)"
+            )
         raise GoldfoldError(
             f"{what}: the loss is {mean}; lower optim.lr, set optim.clip=1 or train.precision=fp32, and start a new run "
             "(delete the run's folder or name another)"
