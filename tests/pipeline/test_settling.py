@@ -68,7 +68,7 @@ def speeds(project: Path, monkeypatch: pytest.MonkeyPatch) -> Speeds:
 def test_small_networks_are_not_measured(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("x") == 0
     found = record("x")
-    assert found["choice"]["why"]== "not measured: a step of 0.1 GFLOP is too short to tell"
+    assert found["choice"]["why"] == "not measured: a step of 0.1 GFLOP is too short to tell"
     assert found["choice"]["train"] == found["choice"]["predict"] == FP32.to_dict()
     assert found["choice"]["measured"]["training"] == []
     assert not stored()
@@ -170,7 +170,12 @@ def test_compiled_steps_change_nothing_but_their_speed(
     monkeypatch.setattr(session, "compile_steps", counted)
     compiled_once = measuring.Compiled(3.0, Timing(Mode("fp32", compiled=True), 10.0, 0.5))
     monkeypatch.setattr(settling, "measure_compiled", lambda network, device, mode: compiled_once)
-    settings = ["model.backbone=test_resnet", "train.epochs=2", "train.ema.decay=0.9", "train.phases=[{epochs: 1, frozen: 1}, {epochs: 1}]"]
+    settings = [
+        "model.backbone=test_resnet",
+        "train.epochs=2",
+        "train.ema.decay=0.9",
+        "train.phases=[{epochs: 1, frozen: 1}, {epochs: 1}]",
+    ]
     assert train("plain", *settings) == 0
     assert not calls
     assert train("compiled", *settings, "train.compile=true") == 0
@@ -189,9 +194,7 @@ def test_compiled_steps_change_nothing_but_their_speed(
     assert "warning: train.compile: steps are slower compiled" in capsys.readouterr().err
 
 
-def test_compiling_that_fails_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_compiling_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def broken(*arguments: object) -> None:
         raise measuring.CannotCompile("no C++ compiler")
 
