@@ -17,6 +17,8 @@ from goldfold.measuring import (
     Measured,
     Network,
     Timing,
+    TooSlow,
+    cautious_ratio,
     compile_steps,
     compiling_pays,
     fastest,
@@ -84,11 +86,25 @@ def test_a_single_outlier_changes_no_ratio() -> None:
     assert [timing.ratio for timing in timings_of([FP32, BF16], seconds, 1)] == [1.0, 1.0]
 
 
+def test_a_way_that_wins_by_luck_does_not_count() -> None:
+    clock = Clock()
+    # On a busy machine: twice as fast in the median of rounds, and slower in a third of them.
+    seconds = take_turns([clock.passes(lambda _: 0.2), clock.passes(lambda call: 0.4 if call % 3 == 0 else 0.1)], clock)
+    assert timings_of([FP32, BF16], seconds, 1)[1].ratio == 0.5
+    # Nor one that is faster in the median alone, and not where both were undisturbed.
+    assert cautious_ratio([2.0, 2.0, 2.0, 1.0, 2.0], [1.0, 1.0, 1.0, 1.0, 1.0]) == 1.0
+
+
+def test_a_machine_that_is_too_slow_is_given_up_soon() -> None:
+    clock = Clock()
+    with pytest.raises(TooSlow):
+        take_turns([clock.passes(lambda _: 25.0), clock.passes(lambda _: 20.0)], clock)
+    assert clock.now < measuring.MOST_SECONDS + 25
+
+
 def test_a_hopeless_way_is_dropped_and_long_rounds_are_few() -> None:
     clock = Clock()
-    seconds = take_turns(
-        [clock.passes(lambda _: 9.0), clock.passes(lambda _: 90.0), clock.passes(lambda _: 8.0)], clock
-    )
+    seconds = take_turns([clock.passes(lambda _: 2.5), clock.passes(lambda _: 9.0), clock.passes(lambda _: 2.0)], clock)
     assert [len(each) for each in seconds] == [measuring.LEAST_ROUNDS, 0, measuring.LEAST_ROUNDS]
     assert [timing.mode for timing in timings_of([FP32, BF16, PLAIN], seconds, 1)] == [FP32, PLAIN]
 
@@ -104,7 +120,7 @@ def test_rounds_begin_in_turn() -> None:
         return run
 
     take_turns([noted(0), noted(1)], clock)
-    assert order == [0, 1, 0, 1, *[0, 1, 1, 0] * 3, 0, 1]
+    assert order == [0, 1, 0, 1, *[0, 1, 1, 0] * 4, 0, 1]
     assert len(order) == 2 * (2 + measuring.ROUNDS)
 
 

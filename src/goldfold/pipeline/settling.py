@@ -28,6 +28,7 @@ from goldfold.measuring import (
     Compiled,
     Measured,
     Network,
+    TooSlow,
     compiling_pays,
     measure_compiled,
     measure_prediction,
@@ -145,6 +146,8 @@ def _measured(train: Train, network: Network, usual: Choice, device: torch.devic
             files.write_json(store, found.to_dict())
     except OSError:
         raise
+    except TooSlow as error:
+        return Measured(), f"not measured: {error}"
     except Exception as error:  # the training will meet it too, and knows better what to say
         return Measured(), f"not measured: {type(error).__name__}"
     fastest = found.choice(usual).train
@@ -167,7 +170,7 @@ def _compiling(
         try:
             timings = measured.training or measure_training(network, device, [choice.train])
         except Exception as error:  # the training will meet it too, and knows better what to say
-            return False, None, f"not compiled: {type(error).__name__}"
+            return False, None, f"not compiled: {error if isinstance(error, TooSlow) else type(error).__name__}"
         seconds = images / next(timing.images_per_second for timing in timings if timing.mode == choice.train)
         if seconds < LONG_FOLD:
             return False, None, f"not compiled: a fold trains for about {seconds:.0f} s, too short to gain from it"
@@ -181,6 +184,8 @@ def _compiling(
             if train.compile == "auto":
                 return False, None, f"not compiled: {error}"
             raise BadInput("train.compile", f"torch.compile does not work here ({error})", "set it to false") from None
+        except TooSlow as error:
+            return train.compile is True, None, f"torch.compile not measured: {error}"
         files.write_json(store, Measured(compiled=compiled).to_dict())
     told = f"compiled in {compiled.seconds:.0f} s, {compiled.timing.ratio:.2f} times as fast"
     if train.compile is True:
