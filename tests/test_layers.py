@@ -11,9 +11,21 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "goldfold"
 LAYERS = (
-    ("errors", "files", "progress", "seeds", "config", "records", "tasks", "paths", "tricks"),
+    ("errors", "files", "progress", "seeds", "cores", "config", "records", "tasks", "paths", "tricks"),
     ("folds", "metrics", "images", "augment", "mix", "losses", "schedules", "tta", "balance", "metadata", "lr_range"),
-    ("machine", "data", "models", "optim", "averaging", "pruning", "features", "bundle", "teaching", "tracking"),
+    (
+        "machine",
+        "measuring",
+        "data",
+        "models",
+        "optim",
+        "averaging",
+        "pruning",
+        "features",
+        "bundle",
+        "teaching",
+        "tracking",
+    ),
     ("training", "predict"),
     ("rounds", "ensemble", "submission", "inference", "kaggle"),
     ("pipeline",),

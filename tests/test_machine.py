@@ -7,7 +7,7 @@ import torch
 
 from goldfold.config.schema import Train
 from goldfold.errors import BadInput
-from goldfold.machine import Machine, find_machine
+from goldfold.machine import Machine, compute_threads, find_machine
 
 CPU = Train(device="cpu")
 
@@ -62,11 +62,53 @@ def test_each_process_of_a_launcher_has_its_own_gpu(monkeypatch: pytest.MonkeyPa
     assert machine.is_main
 
 
-def test_few_cores_without_a_gpu_get_no_loader_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cores, expected in ((2, 0), (4, 0), (8, 7), (64, 8)):
-        monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
-        assert find_machine(CPU).workers == expected
+def pretend_cores(monkeypatch: pytest.MonkeyPatch, logical: int, physical: int) -> None:
+    monkeypatch.setattr("goldfold.machine.logical_cores", lambda: logical)
+    monkeypatch.setattr("goldfold.machine.physical_cores", lambda: physical)
+
+
+def test_on_a_cpu_loader_processes_leave_the_cores_to_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, workers, threads in ((2, 0, 2), (4, 0, 4), (8, 1, 7), (64, 8, 56)):
+        pretend_cores(monkeypatch, cores, cores)
+        machine = find_machine(CPU)
+        assert machine.workers == workers
+        assert compute_threads(machine.device, workers) == threads
     assert find_machine(CPU.model_copy(update={"workers": 3})).workers == 3
+    # The second threads of eight cores feed the network, which has the first ones.
+    pretend_cores(monkeypatch, 16, 8)
+    assert (find_machine(CPU).workers, compute_threads(torch.device("cpu"), 2)) == (2, 8)
+
+
+def test_a_gpu_is_fed_by_all_cores_but_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, (8, 0))
+    for cores, workers in ((4, 3), (16, 8)):
+        pretend_cores(monkeypatch, cores, cores)
+        assert find_machine(Train()).workers == workers
+
+
+@pytest.mark.parametrize(
+    ("now", "quota", "given", "expected"), [(64, 4, "", [4]), (2, 4, "", []), (64, 4, "16", []), (4, 4, "", [])]
+)
+def test_threads_are_taken_back_to_the_cores_there_are(
+    now: int, quota: int, given: str, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+    pretend_cores(monkeypatch, quota, quota)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    find_machine(CPU)
+    assert asked == expected
+
+
+def test_opencvs_own_threads_are_off_where_images_are_read() -> None:
+    import cv2
+
+    import goldfold.augment
+    import goldfold.images  # noqa: F401
+
+    assert cv2.getNumThreads() == 1
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

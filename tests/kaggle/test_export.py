@@ -83,7 +83,13 @@ def member_predictions(pack: Pack, csv: str = "", ids: list[str] | None = None) 
     found = {}
     for member in pack.members:
         images = LazyImages(names, paths, member.images)
-        machine = find_machine(Train(precision=member.precision, channels_last=member.channels_last, device="cpu"))
+        machine = find_machine(
+            Train(
+                precision=member.precision,
+                memory_format="channels_last" if member.channels_last else "contiguous",
+                device="cpu",
+            )
+        )
         parts = []
         for fold in member.folds:
             bundle, model = load_bundle(pack, member, fold)

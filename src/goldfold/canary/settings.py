@@ -87,7 +87,7 @@ def shrink(
     model["metadata"]["drop_rate"] = 0.0
     if config.model.weights is not None:
         model["weights"] = str(find_input(root, config.competition.name, config.model.weights).resolve())
-    kept = {key: train[key] for key in ("precision", "channels_last", "device")}
+    kept = {key: train[key] for key in ("precision", "memory_format", "compile", "device")}
     values["train"] = {
         **_defaults(Train()),
         **kept,

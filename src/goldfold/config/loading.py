@@ -232,6 +232,8 @@ def _validate(values: dict[str, Any], layers: list[Layer], model: type[S]) -> S:
     more = f" (and {others} more problem{'s' if others > 1 else ''})" if others else ""
     kind, context = first["type"], first.get("ctx", {})
     if kind == "extra_forbidden":
+        if key in RENAMED:
+            raise BadInput(where, f"the key '{key}' is now '{RENAMED[key][0]}'{more}", RENAMED[key][1])
         nearest = _nearest(location, first, model)
         raise BadInput(where, f"unknown key '{key}'{more}", f"did you mean '{nearest}'?" if nearest else "")
     if kind in ("missing", "union_tag_not_found"):
@@ -246,6 +248,11 @@ def _validate(values: dict[str, Any], layers: list[Layer], model: type[S]) -> S:
     mend = "write it in quotes" if kind == "string_type" and isinstance(first["input"], (int, float)) else ""
     raise BadInput(where, f"'{key}': {message}{got}{more}" if key else f"{message}{more}", mend)
 
+
+RENAMED = {
+    "train.channels_last": ("train.memory_format", "write channels_last or contiguous there, or auto"),
+}
+"""Keys of older versions: what they are called now, and what to write."""
 
 _PLAIN = {
     "model_type": "should be a section of keys",

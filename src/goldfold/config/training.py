@@ -240,9 +240,14 @@ class Train(Section):
         (), description="Further seeds: each trains every fold again, predictions are averaged"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 or fp16 on a GPU, fp32 on CPU"
+        "auto", description="auto: bf16 or fp16 on a GPU; on CPU fp32 or bf16, whichever trains faster here"
     )
-    channels_last: bool = Field(True, description="Memory layout of convolutions")
+    memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
+        "auto", description="Memory layout of convolutions; auto: the one that is faster here"
+    )
+    compile: bool | Literal["auto"] = Field(
+        False, description="torch.compile for training steps; auto: where it is measured to pay in this run"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU when there is one")
     workers: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Loader processes; null: by cores. Never changes results"

@@ -81,8 +81,8 @@ class PackMember:
     where undefined or in the pack of a run. ``leaky``, ``optimistic``: its out-of-fold scores are inflated. ``views``,
     ``merge``: as in bundle.json; ``side``: of the pictures that are predicted, in pixels; ``images``: how files become
     them. ``batch_size``: images a batch of its own predictions. ``weights_bytes``: of its largest network as float32;
-    ``image_bytes``: estimated memory of one image in a forward pass. ``precision``, ``channels_last``: of ``train``, as its own
-    predictions were made.
+    ``image_bytes``: estimated memory of one image in a forward pass. ``precision``: as in ``train``. ``channels_last``:
+    the memory layout of its own predictions.
     """
 
     name: str

@@ -18,6 +18,7 @@ from goldfold.paths import KAGGLE_INPUT, Workspace
 from goldfold.pipeline.competition import CompetitionData, load_competition
 from goldfold.pipeline.lineage import find_source, is_leaky_source, refuse_stale, run_config, runs_of
 from goldfold.pipeline.rounding import measure_rounding
+from goldfold.pipeline.settling import recalled
 from goldfold.pipeline.submitting import submission_format
 from goldfold.progress import say, warn
 from goldfold.records import Predictions
@@ -125,7 +126,7 @@ def _sources(
                 optimistic=bool(cv["optimistic"]),
                 batch_size=config.tta.batch_size,
                 precision=config.train.precision,
-                channels_last=config.train.channels_last,
+                channels_last=recalled(config.train, paths.record).predicting.channels_last,
                 oof=paths.oof,
                 parts=parts,
             )

@@ -8,10 +8,10 @@ from goldfold.bundle import load_bundle
 from goldfold.config import config_from_dict, read_yaml
 from goldfold.errors import BadInput
 from goldfold.images import Images, ImageSpec, open_images
-from goldfold.machine import find_machine
 from goldfold.paths import Workspace, find_input
 from goldfold.pipeline.competition import locate_images, read_rows
 from goldfold.pipeline.jobs import cache_folder
+from goldfold.pipeline.settling import recalled
 from goldfold.predict import predict_bundle
 from goldfold.records import average
 
@@ -38,7 +38,7 @@ def predict_run(name: str, workspace: Workspace, csv: Path | None, pattern: str 
         tuple(rows[settings.id]),
         locate_images(pattern or settings.image_path, rows, workspace.root, settings, csv),
     )
-    machine = find_machine(config.train)
+    machine = recalled(config.train, paths.record).predicting
     stores: dict[ImageSpec, Images] = {}
     parts = []
     for folder in folders:

@@ -9,10 +9,11 @@ from dataclasses import replace
 from goldfold import files
 from goldfold.config import Config, config_from_dict, read_yaml
 from goldfold.errors import BadInput, some
-from goldfold.machine import find_machine, several_processes
+from goldfold.machine import several_processes
 from goldfold.paths import FoldPaths, Workspace
 from goldfold.pipeline.competition import CompetitionData
 from goldfold.pipeline.jobs import open_sources, plain_job
+from goldfold.pipeline.settling import recalled
 from goldfold.progress import say
 from goldfold.records import Floats, FoldTable
 from goldfold.rounds import Run, clear_inner, gather_inner, inner_parts
@@ -102,7 +103,7 @@ def _train(
             "input": member.input.model_copy(update=cache),
         }
     )
-    machine = find_machine(again.train)
+    machine = recalled(again.train, workspace.run(name).record)
     data = replace(data, test=None, test_ids=(), test_paths=(), test_csv=None)
     sources = open_sources(again, data, workspace)
     tracking = config.tracking.model_copy(update={"wandb": False})

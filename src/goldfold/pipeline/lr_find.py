@@ -11,10 +11,10 @@ from goldfold import files
 from goldfold.config import Config
 from goldfold.errors import BadInput, GoldfoldError, some
 from goldfold.lr_range import centred, plot, ramp, suggest
-from goldfold.machine import find_machine
 from goldfold.paths import Workspace
 from goldfold.pipeline.competition import load_competition
 from goldfold.pipeline.jobs import open_sources
+from goldfold.pipeline.settling import settle
 from goldfold.pipeline.stages import load_folds
 from goldfold.pipeline.teaching import make_job
 from goldfold.training import find_lr_range
@@ -38,11 +38,11 @@ def lr_find(
     if table is None:
         known = [k for table in tables for k in table.folds]
         raise BadInput("--fold", f"there is no fold {fold}", f"the folds are {some(known, 30)}")
-    machine = find_machine(config.train)
     sources = open_sources(config, data, workspace)
+    machine = settle(config, data.task, workspace).machine
     # The run's folder is named but never made: nothing of this test may look like a training.
     paths = workspace.run(config.name).fold(fold)
-    job = make_job(config, data, workspace, table, fold, config.train.seed, paths, sources, "")
+    job = make_job(config, data, workspace, table, fold, config.train.seed, paths, sources, "", machine)
     found = find_lr_range(job, machine, lowest, highest, steps)
     title = (
         f"{config.name}, fold {fold}: {config.optim.name}, batch {config.train.batch_size * config.train.accumulate}"

@@ -16,10 +16,10 @@ from goldfold.images import Images, ImageSpec, open_images
 from goldfold.kaggle.export import Source
 from goldfold.kaggle.pack import Rounding
 from goldfold.kaggle.weights import rounded
-from goldfold.machine import find_machine
 from goldfold.paths import Workspace
 from goldfold.pipeline.competition import CompetitionData
 from goldfold.pipeline.jobs import cache_folder
+from goldfold.pipeline.settling import recalled
 from goldfold.predict import predict_bundle
 from goldfold.records import Floats, Predictions, average, concatenate
 
@@ -78,7 +78,8 @@ def _predict(
 ) -> tuple[Predictions, Predictions]:
     """A member's out-of-fold predictions of the wanted rows: as it is, and rounded."""
     # Whatever it was trained on: both halves of the comparison are made here.
-    machine = find_machine(config.train.model_copy(update={"device": "auto", "precision": "auto"}))
+    usual = config.train.model_copy(update={"device": "auto", "precision": "auto"})
+    machine = recalled(usual, workspace.run(source.name).record).predicting
     every = [name for ids in wanted.values() for name in ids]
     paths = [data.train_paths[row] for row in data.rows_of(tuple(every))]
     stores: dict[ImageSpec, Images] = {}

@@ -13,11 +13,11 @@ import goldfold
 from goldfold import files
 from goldfold.config import Config, changed_keys, dump_yaml, read_yaml
 from goldfold.errors import BadInput, some
-from goldfold.machine import Machine
 from goldfold.paths import FoldPaths, RunPaths, Workspace, find_input
 from goldfold.pipeline.competition import CompetitionData
 from goldfold.pipeline.jobs import Sources
 from goldfold.pipeline.lineage import teacher_digest
+from goldfold.pipeline.settling import Settled
 from goldfold.training import is_done
 
 # Keys that never change what a run computes.
@@ -73,7 +73,7 @@ def relevant(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_run(
-    paths: RunPaths, config: Config, inputs: dict[str, str | None], machine: Machine, leaky: bool = False
+    paths: RunPaths, config: Config, inputs: dict[str, str | None], settled: Settled, leaky: bool = False
 ) -> str:
     """Make the run's folder, or verify that it holds this very experiment. Returns its fingerprint."""
     values = config.model_dump(mode="json")
@@ -113,7 +113,8 @@ def open_run(
             "git": _git_commit(paths.folder),
             "versions": {name: importlib.metadata.version(name) for name in VERSIONS if name != "goldfold"}
             | {"goldfold": goldfold.__version__},
-            "machine": machine.describe(),
+            "machine": settled.machine.describe(),
+            "choice": settled.record,
             "folds": {},
         },
     )

@@ -17,7 +17,7 @@ from goldfold.images import ImageSpec
 from goldfold.images.centre import centre
 from goldfold.images.colour import InputColours
 from goldfold.images.decode import Pixels, in_threads, load_specs
-from goldfold.machine import find_machine
+from goldfold.pipeline.settling import recalled
 from goldfold.predict import bundle_views, forward_views
 from goldfold.tta import pixel_share
 
@@ -64,7 +64,7 @@ def measure_speed(config: Config, folders: Sequence[Path], images: dict[ImageSpe
     begun = time.perf_counter()
     bundle, model = load_bundle(folders[0])
     loading = time.perf_counter() - begun
-    machine = find_machine(config.train)
+    machine = recalled(config.train, folders[0].parent / "run.json").predicting
     model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
     views, colours = bundle_views(bundle), InputColours(bundle.model.colour, bundle.model.local_mean)
     size = min(config.tta.batch_size, ON_CPU) if machine.device.type == "cpu" else config.tta.batch_size

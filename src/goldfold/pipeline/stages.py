@@ -25,6 +25,7 @@ from goldfold.pipeline.jobs import open_sources, try_augmentation
 from goldfold.pipeline.lineage import is_leaky, named, refuse_optimistic_teachers
 from goldfold.pipeline.reporting import Reporter
 from goldfold.pipeline.run_folder import digest_inputs, fold_folders, is_whole, open_run, record_fold
+from goldfold.pipeline.settling import settle
 from goldfold.pipeline.teaching import make_job
 from goldfold.pipeline.views import refuse_single_fold, settle_views
 from goldfold.progress import say, warn
@@ -107,8 +108,11 @@ def train_run(
         warn(
             f"{named(config.name, leaky)}: its teachers have seen validated labels; its out-of-fold scores are inflated"
         )
-    with files.locked(paths.folder):
-        fingerprint = open_run(paths, config, inputs, machine, leaky)
+    epochs_of_a_fold = len(tables[0].train_ids(folds[0])) * config.train.epochs
+    with files.locked(paths.folder):  # of several processes one measures and chooses, for all
+        settled = settle(config, data.task, workspace, paths, images=epochs_of_a_fold)
+        machine = settled.machine
+        fingerprint = open_run(paths, config, inputs, settled, leaky)
     jobs = [(fold, seed) for seed in (config.train.seed, *config.train.seeds) for fold in only_folds or folds]
 
     for done in fold_folders(paths, config, folds):
@@ -127,7 +131,9 @@ def train_run(
             table = next(table for table in tables if fold in table.folds)
             try:
                 with memory_full(fold_paths.folder, "lower tta.batch_size of this run, or let smaller teachers teach"):
-                    job = make_job(config, data, workspace, table, fold, seed, fold_paths, sources, fingerprint)
+                    job = make_job(
+                        config, data, workspace, table, fold, seed, fold_paths, sources, fingerprint, machine
+                    )
                 say(f"{config.name} {name}: {len(job.examples)} training rows, {len(job.valid_ids)} validation rows")
                 result = _train_alone(job, reporter, machine)
             except Exception as error:
@@ -148,7 +154,7 @@ def train_run(
         return {}
     with files.locked(paths.folder):
         with memory_full(paths.folder, "lower tta.batch_size"):
-            settle_views(config, data, paths, tables, sources, machine, fingerprint)
+            settle_views(config, data, paths, tables, sources, machine.predicting, fingerprint)
         cv = gather(config, data, paths, tables, leaky)
     reporter.whole(data, cv)
     return cv

@@ -107,8 +107,11 @@ def make_job(
     paths: FoldPaths,
     sources: Sources,
     fingerprint: str,
+    machine: Machine | None = None,
 ) -> FoldJob:
     """All that training this fold needs. Without a ``fingerprint`` nothing is written (a test of settings).
+
+    ``machine``: what the run computes in; its teachers answer as it predicts.
 
     Raises BadInput and, when a teacher has seen the fold, LeakError.
     """
@@ -129,7 +132,7 @@ def make_job(
         workspace=workspace,
         table=table,
         sources=sources,
-        machine=find_machine(config.train),
+        machine=(machine or find_machine(config.train)).predicting,
         teachers=teachers,
         asked=asked,
         excluded=excluded_fold(teachers, asked),

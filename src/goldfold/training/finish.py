@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def finish(job: FoldJob, machine: Machine, session: Session) -> None:
             load_weights(_best_weights(paths, session.progress.best_epoch), model)
         chosen = _averaged(job, machine, session)
         save_weights(paths.weights, model)
+        model = predictor(machine, model)
         recipe = job.recipe
         auto = recipe.tta.views == "auto"
         oof = _predict_valid(job, machine, model, _seen_before(session, chosen, train.keep))
@@ -203,11 +205,22 @@ def _scores(job: FoldJob, seen: Floats) -> dict[str, float | None]:
     return {name: float(value) if math.isfinite(value) else None for name, value in scores.items()}
 
 
+def predictor(machine: Machine, model: Classifier) -> Classifier:
+    """The network in the memory layout that predicts: itself, or a copy where it trains in another.
+
+    The training's own weights stay as they lie: optimizers add along their layout.
+    """
+    predicting = machine.predicting
+    if predicting.channels_last == machine.channels_last:
+        return model
+    return copy.deepcopy(model).to(memory_format=predicting.memory_format)  # type: ignore[call-overload, no-any-return]
+
+
 def _validation_view(job: FoldJob, machine: Machine, model: Classifier) -> Floats:
     """Probabilities (N, C) of the validation images in a single view."""
     images = job.images if job.valid_images is None else job.valid_images
     return predict_views(
-        model,
+        predictor(machine, model),
         images,
         rows_of(images, job.valid_ids),
         views=[single_view(job.recipe.tta, job.spec.size)],
@@ -247,7 +260,7 @@ def _common(job: FoldJob, machine: Machine) -> dict[str, Any]:
     return {
         "task": job.task,
         "batch_size": tta.batch_size,
-        "machine": machine,
+        "machine": machine.predicting,
         "size": tta.size or job.spec.size,
         "what": f"{job.run} fold {job.fold}: predicting",
     }

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from goldfold.images import ImageSpec
 from goldfold.images.colour import InputColours
 from goldfold.losses import JointLoss, make_joint
 from goldfold.machine import Machine
+from goldfold.measuring import compile_steps
 from goldfold.models import Classifier, build_model, set_frozen, trainable_names, try_sizes
 from goldfold.models.trunk import split_trunk
 from goldfold.optim import make_optimizer, scaled_lr
@@ -88,6 +89,7 @@ class Session:
     swa: Swa | None = None
     masks: dict[str, Tensor] | None = None
     teachers: Teachers | None = None
+    compiled: bool = False
     validated: tuple[int, Floats] | None = None
     """The last validated epoch and the probabilities (N, C) of its single view, where this process computed it."""
     progress: Progress = field(default_factory=Progress)
@@ -110,7 +112,7 @@ def start(job: FoldJob, machine: Machine, state: dict[str, Any] | None = None) -
     # The other processes wait while the first predicts, for longer than the 10 minutes that NCCL would give it.
     patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=1))
     accelerator = Accelerator(cpu=machine.device.type == "cpu", kwargs_handlers=[patience])
-    teachers = _teachers(job, machine)
+    teachers = _teachers(job, machine.predicting)
     projections = teachers.widths if teachers is not None and recipe.teacher.distill.features else ()
     seed_everything(job.seed, job.fold, INIT)
     model = build_model(
@@ -128,7 +130,7 @@ def start(job: FoldJob, machine: Machine, state: dict[str, Any] | None = None) -
     try_views(model, recipe.tta)
     features, tail = None, model
     if recipe.model.freeze.cache:
-        features, tail = _cached_trunk(job, machine, model)
+        features, tail = _cached_trunk(job, replace(machine, precision=machine.predicting.precision), model)
     weights = class_weights(recipe.balance, job.examples.targets[_counted(job)], job.task)
     spec = job.spec
     session = Session(
@@ -137,7 +139,8 @@ def start(job: FoldJob, machine: Machine, state: dict[str, Any] | None = None) -
         stretch=stretch,
         model=model,
         tail=tail,
-        wrapped=_wrapped(accelerator, tail),
+        wrapped=_wrapped(accelerator, tail, machine.compiled),
+        compiled=machine.compiled,
         optimizer=_optimizer(job, plan, stretch, model, accelerator),
         scaler=torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16"),
         loss=make_joint(
@@ -188,7 +191,7 @@ def enter(job: FoldJob, session: Session, stretch: Stretch) -> str | None:
     if stretch.frozen != session.stretch.frozen:
         session.wrapped = session.tail
         session.accelerator.free_memory()  # the old wrapper's gradient hooks go with it
-        session.wrapped = _wrapped(session.accelerator, session.tail)
+        session.wrapped = _wrapped(session.accelerator, session.tail, session.compiled)
     session.stretch = stretch
     return "reset" if stretch.reset else "kept"
 
@@ -342,9 +345,9 @@ def _optimizer(
     return make_optimizer(stretch.optim, model, ever, lr=peak_rate(stretch, accelerator))
 
 
-def _wrapped(accelerator: Accelerator, model: Classifier) -> torch.nn.Module:
+def _wrapped(accelerator: Accelerator, model: Classifier, compiled: bool) -> torch.nn.Module:
     if accelerator.num_processes == 1:
-        return model
+        return compile_steps(model) if compiled else model
     wrapped: torch.nn.Module = accelerator.prepare_model(model, device_placement=False)
     return wrapped
 
