@@ -166,7 +166,11 @@ def clip_gradients(settings: Optim, model: Classifier) -> None:
 
 
 def _fuses(name: str, arguments: Mapping[str, Any], device: torch.device | None) -> bool:
-    if device is None or device.type != "cuda" or arguments.keys() & {"fused", "foreach", "capturable", "differentiable"}:
+    if (
+        device is None
+        or device.type != "cuda"
+        or arguments.keys() & {"fused", "foreach", "capturable", "differentiable"}
+    ):
         return False
     return get_optimizer_class(name, bind_defaults=False) in FUSED
 

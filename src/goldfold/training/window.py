@@ -8,6 +8,7 @@ rows that it sees at once, batch-norm statistics, and the masks of dropout, whic
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -131,7 +132,7 @@ def in_pieces(
         return
     views = len(images) // rows
     edges = [rows * number // pieces for number in range(pieces + 1)]
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         part = TrainBatch(*(tensor[start:end] if len(tensor) == rows else tensor[:0] for tensor in batch))
         yield (
             part,
