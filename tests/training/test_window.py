@@ -89,11 +89,11 @@ def apart(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-@pytest.mark.parametrize(("where", "begin"), [("forward", 1), ("backward", 2), ("words", 4)])
+@pytest.mark.parametrize(("where", "begin"), [("words", 1), ("backward", 2)])
 def test_a_training_that_runs_short_of_memory_equals_one_that_does_not(
     where: str, begin: int, project: Path, limit: Limit, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two micro-batches of 6 a step; the second or a later one fails, so that the first one's gradients are there."""
+    """Two micro-batches of 6 a step: the first one fails, or the second, halfway through its gradients."""
     settings = [*PLAIN, "train.batch_size=6", "train.accumulate=2", "optim.clip=1.0", "mix.mixup=0.4"]
     assert train("whole", *settings) == 0
     limit(2, where, begin)
