@@ -14,7 +14,7 @@ from torch import Tensor
 from goldfold import files
 from goldfold.averaging import average_states, greedy_soup, update_batch_norm
 from goldfold.bundle import Bundle, load_weights, prediction_images, save_weights, write_bundle
-from goldfold.data import prefetched, rows_of
+from goldfold.data import rows_of
 from goldfold.machine import Machine
 from goldfold.metrics import better, score
 from goldfold.models import Classifier
@@ -173,13 +173,14 @@ def _update_batch_norm(job: FoldJob, machine: Machine, session: Session) -> None
     seed_everything(job.seed, job.fold, BATCH_NORM)
 
     def forward(batch: Any) -> object:
+        batch = batch.to(machine.device)
         images = prepared(machine, session, batch.pixels)
         metadata = batch.metadata.repeat(len(images) // len(batch.targets), 1) if batch.metadata.shape[1] else None
         with machine.autocast():
             return session.tail(images, metadata)
 
     with torch.no_grad():
-        update_batch_norm(session.tail, forward, prefetched(loader, machine.device))
+        update_batch_norm(session.tail, forward, loader)
 
 
 def is_done(paths: FoldPaths, fingerprint: str) -> bool:
