@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from goldfold.averaging import Swa, average_states, greedy_soup, make_ema, update_batch_norm
@@ -62,6 +63,20 @@ def test_ema_is_the_hand_calculation_with_batch_norm_statistics(warmup: bool) ->
         assert torch.allclose(found[name], tensor, atol=1e-5), name
     assert found["backbone.bn1.num_batches_tracked"] == 29
     assert not torch.equal(found["head.weight"], model.head.weight)
+
+
+def test_ema_is_timms_to_the_bit() -> None:
+    """The lists that it gathers hold the network's tensors themselves: they follow a state that is loaded."""
+    model = build()
+    ours, theirs = make_ema(model, 0.9, True), ModelEmaV3(model, decay=0.9, use_warmup=True)
+    for step, _ in enumerate(states(model, 4), 1):
+        if step == 3:  # as a resumed training does
+            ours.module.load_state_dict({name: 2 * value for name, value in ours.module.state_dict().items()})
+            theirs.module.load_state_dict({name: 2 * value for name, value in theirs.module.state_dict().items()})
+        ours.update(model, step=step)
+        theirs.update(model, step=step)
+    expected = theirs.module.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in ours.module.state_dict().items())
 
 
 def test_ema_predicts_in_inference_mode_and_leaves_the_network_alone() -> None:

@@ -13,7 +13,16 @@ from torch import nn
 from goldfold.config.schema import Input, Model, Optim
 from goldfold.errors import BadInput, GoldfoldError
 from goldfold.models import Classifier, build_model, make_spec
-from goldfold.optim import add_penalties, clip_gradients, make_optimizer, scaled_lr, set_momentum, set_rate
+from goldfold.optim import (
+    add_penalties,
+    carry_state,
+    clip_gradients,
+    make_optimizer,
+    restore_optimizer,
+    scaled_lr,
+    set_momentum,
+    set_rate,
+)
 from goldfold.tasks import Task
 from goldfold.training.checkpoint import load_state, save_state
 
@@ -380,3 +389,82 @@ def test_no_clipping_by_default() -> None:
     before = with_gradients(network, 100.0)
     clip_gradients(Optim(), network)
     assert all(torch.equal(parameter.grad, before[name]) for name, parameter in network.named_parameters())
+
+
+# fused steps
+
+GPU = torch.device("cuda")  # only named: torch fuses on the CPU as well, so the choice can be tested without a GPU
+
+
+@pytest.mark.parametrize(
+    ("settings", "fused"),
+    [
+        ({"name": "adamw"}, True),
+        ({"name": "sgd"}, True),
+        ({"name": "lookahead_adam"}, True),
+        ({"name": "adagrad"}, False),  # torch has no fused form of it on a GPU
+        ({"name": "lamb"}, False),
+        ({"name": "adamw", "args": {"foreach": True}}, False),
+        ({"name": "adamw", "args": {"fused": False}}, False),
+    ],
+)
+def test_steps_are_fused_on_a_gpu_alone_and_where_there_is_a_form_for_it(settings: dict[str, Any], fused: bool) -> None:
+    on_gpu, on_cpu = (
+        make_optimizer(Optim.model_validate(settings), small(), device=device) for device in (GPU, torch.device("cpu"))
+    )
+    assert bool(on_gpu.param_groups[0].get("fused")) == fused
+    assert not on_cpu.param_groups[0].get("fused")
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lookahead_adamw"])
+def test_a_state_goes_over_to_a_machine_with_another_form_of_the_step(name: str, tmp_path: Path) -> None:
+    """From a GPU to the CPU and back: the form is the machine's own, the moments and the count are the state's."""
+    model = small()
+
+    def steps(optimizer: torch.optim.Optimizer, n: int) -> None:
+        for _ in range(n):
+            model(torch.ones(4, 20)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    settings = Optim(name=name, lr=1e-3)
+    old = make_optimizer(settings, model, device=GPU)
+    steps(old, 2)
+    for number, device in enumerate((torch.device("cpu"), GPU), 1):
+        save_state(tmp_path / "state", {"optimizer": old.state_dict()})
+        state = load_state(tmp_path / "state")["optimizer"]
+        new = make_optimizer(settings, model, device=device)
+        restore_optimizer(new, state)
+        carried = make_optimizer(settings, model, device=device)
+        carry_state(old, carried)
+        for other in (new, carried):
+            assert all(bool(group.get("fused")) == (device == GPU) for group in other.param_groups)
+        steps(new, 1)
+        counts = {float(moments["step"]) for moments in new.state_dict()["state"].values() if "step" in moments}
+        assert counts == (set() if name == "sgd" else {2.0 + number})
+        old = new
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adam"])
+def test_a_fused_step_is_the_plain_one(name: str, tmp_path: Path) -> None:
+    """With channels-last weights, as they train; its state is the CPU's as well."""
+    settings = Optim(name=name, lr=1e-2)
+    found = {}
+    for where, other in (("cpu", "cuda"), ("cuda", "cpu")):
+        model = network().to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = make_optimizer(settings, model, device=torch.device(where))
+        for _ in range(2):
+            torch.manual_seed(1)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape).to(parameter)
+                parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+            optimizer.step()
+            save_state(tmp_path / "state", {"optimizer": optimizer.state_dict()})
+            model.to(other)
+            optimizer = make_optimizer(settings, model, device=torch.device(other))
+            restore_optimizer(optimizer, load_state(tmp_path / "state")["optimizer"])
+        found[where] = {key: value.detach().cpu() for key, value in model.named_parameters()}
+    for key, value in found["cpu"].items():
+        assert torch.allclose(found["cuda"][key], value, atol=1e-5), key

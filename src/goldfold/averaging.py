@@ -20,15 +20,42 @@ from goldfold.errors import BadInput, some
 State = dict[str, Tensor]
 
 
-def make_ema(model: nn.Module, decay: float, warmup: bool) -> ModelEmaV3:
+class Ema(ModelEmaV3):  # type: ignore[misc]  # timm's has no types
+    """timm's average, over lists of tensors that are gathered once: two state dicts a step cost half of its time.
+
+    ``update`` wants the network that it was made of, whose tensors stay the same objects.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, warmup: bool) -> None:
+        super().__init__(model, decay=decay, use_warmup=warmup)  # only arguments that timm 1.0.26 has too
+        self._lists: tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]] | None = None
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        if self._lists is None:
+            pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+            floats = [pair for pair in pairs if pair[0].is_floating_point()]
+            others = [pair for pair in pairs if not pair[0].is_floating_point()]
+            self._lists = (
+                [own for own, _ in floats],
+                [new for _, new in floats],
+                [own for own, _ in others],
+                [new for _, new in others],
+            )
+        averages, values, counts, new_counts = self._lists
+        torch._foreach_lerp_(averages, values, weight=1.0 - self.get_decay(step))
+        if counts:
+            torch._foreach_copy_(counts, new_counts)
+
+
+def make_ema(model: nn.Module, decay: float, warmup: bool) -> Ema:
     """An exponential moving average of a network's floating-point state, batch-norm statistics included.
 
     Call ``update(model, step=n)`` after optimizer step n = 1, 2, ...: average = d x average + (1 - d) x state, where d is
     0 at step 1 and ``decay`` afterwards; with ``warmup`` d is at most 1 - n^(-2/3), so that early weights are soon
     forgotten. Integers are copied. ``module`` holds the averaged network, always in inference mode.
     """
-    # Only arguments that timm 1.0.26 has too.
-    return ModelEmaV3(model, decay=decay, use_warmup=warmup)
+    return Ema(model, decay, warmup)
 
 
 class Swa:

@@ -5,7 +5,7 @@ timm's Mixup casts targets to whole numbers, so labels of teachers could not pas
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,12 @@ class Mixing:
     share: float
     partner: Tensor
     box: Box | None = None
+
+    def to(self, device: torch.device) -> Mixing:
+        """The same, its indices on ``device``: brought there once, without waiting for it."""
+        if device.type != "cuda":
+            return self
+        return replace(self, partner=self.partner.pin_memory().to(device, non_blocking=True))
 
     def images(self, images: Tensor) -> Tensor:
         """(B, C, H, W): blended, or with the partner's pixels in the box."""

@@ -11,19 +11,27 @@ import torch
 from timm.models import group_parameters
 from timm.optim import Lookahead, create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from timm.utils.agc import adaptive_clip_grad
-from torch import nn
+from torch import Tensor, nn
 
 from goldfold.config.schema import Optim
 from goldfold.errors import BadInput, GoldfoldError, some
 from goldfold.models import Classifier
 
 LOOKAHEAD = "lookahead_"
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+"""Optimizers whose step is one kernel on a GPU, and which skip a step with infinite gradients there by themselves."""
+
 OWN_KEYS = ("lr", "weight_decay", "momentum", "betas", "eps")
 """What has a key of its own beside optim.args."""
 
 
 def make_optimizer(
-    settings: Optim, model: Classifier, ever: Collection[str] | None = None, *, lr: float | None = None
+    settings: Optim,
+    model: Classifier,
+    ever: Collection[str] | None = None,
+    *,
+    lr: float | None = None,
+    device: torch.device | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer over the parameters named in ``ever``; None: those that are trainable now.
 
@@ -32,10 +40,13 @@ def make_optimizer(
     (BEiT, Bao et al. 2022), by timm's finest groups of layers; head_lr_scale in all that is not the backbone.
 
     ``lr``: the peak rate after scaling, which variants with corrected weight decay compare with; None: settings.lr.
+    ``device``: where the parameters lie; on a GPU the step of ``FUSED`` is fused, unless ``args`` choose its form.
     Raises BadInput on an unknown name, on one that cannot be had or stepped here, and on values that it does not take.
     """
     name, lookahead = _known_name(settings.name)
     arguments, slow = _arguments(settings, name, lookahead)
+    if _fuses(name, arguments, device):
+        arguments["fused"] = True
     groups = _groups(settings, model, ever)
     try:
         optimizer = create_optimizer_v2(
@@ -49,6 +60,46 @@ def make_optimizer(
         return Lookahead(optimizer, **slow) if lookahead else optimizer
     except (ValueError, TypeError, ImportError, AssertionError, RuntimeError) as error:  # a value that it does not take
         raise BadInput("optim", f"{settings.name} cannot be made ({error})") from error
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over a state that may come from another device, where the step had another form (fused or not).
+
+    Moments get the memory layout of their parameters, as they had when they were made: files hold plain rows. A norm
+    over another layout adds in another order: LAMB would go on a last digit apart.
+    """
+    own = [group.get("fused") for group in optimizer.param_groups]
+    groups = [dict(group) for group in state["param_groups"]]
+    for group, fused in zip(groups, own, strict=True):
+        if "fused" in group:
+            group["fused"] = fused
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, moments in base_optimizer(optimizer).state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def carry_state(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
+    """Give the new phase's optimizer the moments of the old one, by parameter: its groups may be others.
+
+    What an optimizer counts in its groups (LAMB's steps, Lookahead's) is the same in all of them, and is no setting.
+    """
+    states, former = base_optimizer(new).state, base_optimizer(old).state
+    for group in new.param_groups:
+        for parameter in group["params"]:
+            if parameter in former:
+                states[parameter] = former[parameter]
+                if group.get("fused") and "step" in former[parameter]:  # a fused step counts where the weights lie
+                    states[parameter]["step"] = former[parameter]["step"].to(parameter.device)
+        for key, value in old.param_groups[0].items():
+            if key not in group or key == "lookahead_step":
+                group[key] = value
+
+
+def base_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """timm's Lookahead keeps its state in the optimizer that it wraps."""
+    return getattr(optimizer, "_base_optimizer", optimizer)
 
 
 def scaled_lr(settings: Optim, lr: float, batch: int) -> float:
@@ -112,6 +163,16 @@ def clip_gradients(settings: Optim, model: Classifier) -> None:
         torch.nn.utils.clip_grad_value_(model.parameters(), settings.clip)
     else:
         adaptive_clip_grad(list(model.backbone.parameters()), settings.clip)
+
+
+def _fuses(name: str, arguments: Mapping[str, Any], device: torch.device | None) -> bool:
+    if (
+        device is None
+        or device.type != "cuda"
+        or arguments.keys() & {"fused", "foreach", "capturable", "differentiable"}
+    ):
+        return False
+    return get_optimizer_class(name, bind_defaults=False) in FUSED
 
 
 def _known_name(given: str) -> tuple[str, bool]:

@@ -12,10 +12,18 @@ from tqdm import tqdm
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
 
+_plain = False
+
+
+def plain_lines() -> None:
+    """No bars in this process from now on: several processes share the terminal."""
+    global _plain
+    _plain = True
+
 
 def say(text: str) -> None:
     """A line for the person who watches (standard error, so that standard output stays the result)."""
-    print(text, file=sys.stderr, flush=True)
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # one write, whole among other processes' lines
 
 
 def warn(text: str) -> None:
@@ -24,7 +32,7 @@ def warn(text: str) -> None:
 
 def progress(items: Iterable[T], what: str, total: int, unit: str = "it") -> Iterator[T]:
     """Iterate over ``items`` and show how far it is; ``total`` items are expected."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not _plain:
         yield from tqdm(items, desc=what, total=total, unit=unit, leave=False, dynamic_ncols=True)
         return
     start = shown = time.monotonic()

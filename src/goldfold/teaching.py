@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -139,14 +140,19 @@ def as_seen(pixels: Tensor, teacher: ModelSpec, student: ModelSpec) -> Tensor:
     luminance of colour, one of colour images loses alpha.
     """
     if teacher.channels == 1 and student.channels > 1:
-        grey = pixels.new_tensor(LUMINANCE).view(1, 3, 1, 1)
-        pixels = (pixels[:, :3] * grey).sum(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+        pixels = (pixels[:, :3] * _luminance(pixels.device)).sum(dim=1, keepdim=True).expand(-1, 3, -1, -1)
     elif pixels.shape[1] > teacher.in_chans:
         pixels = pixels[:, : teacher.in_chans]
     side = (teacher.size, teacher.size)
     if tuple(pixels.shape[2:]) != side:
         pixels = F.interpolate(pixels, side, mode="bilinear", antialias=True)
     return pixels
+
+
+@functools.cache
+def _luminance(device: torch.device) -> Tensor:
+    """(1, 3, 1, 1), brought to the device once: a copy in each batch would make the processor wait."""
+    return torch.tensor(LUMINANCE, device=device).view(1, 3, 1, 1)
 
 
 def load_teachers(online: OnlineTeacher, machine: Machine, fold: int, leaky: bool = False) -> Teachers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from goldfold.cli.parsers import Commands
 from goldfold.errors import BadInput
@@ -25,6 +25,7 @@ def add_workflow(commands: Commands) -> None:
     train = commands.add_config("train", train_command, "train all folds; resumes, skips what is finished")
     train.add_argument("--fold", type=int, action="append", default=[], metavar="K", help="only this fold (repeatable)")
     train.add_argument("--run", metavar="NAME", help="the run's name")
+    _add_jobs(train)
     predict = commands.add("predict", predict_command, "predict a CSV's images with a run")
     predict.add_argument("run", metavar="RUN")
     predict.add_argument("--csv", type=Path, help="rows to predict; default: the competition's test CSV")
@@ -60,6 +61,28 @@ def add_workflow(commands: Commands) -> None:
     run = commands.add("run", run_command, "run a pipeline's rounds in order; resumable")
     run.add_argument("config", type=Path, metavar="PIPELINE")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every experiment of the pipeline")
+    _add_jobs(run)
+
+
+def _add_jobs(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--jobs",
+        type=_jobs,
+        default=1,
+        metavar="N",
+        help="folds at a time, a process each; auto: one a GPU (default: 1)",
+    )
+    command.add_argument(
+        "--on", choices=["here", "ray"], default="here", help="where they run: this machine, or a Ray cluster"
+    )
+
+
+def _jobs(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1, or auto, and not '{text}'")
+    return int(text)
 
 
 def check_command(options: argparse.Namespace, workspace: Workspace) -> int:
@@ -104,7 +127,7 @@ def train_command(options: argparse.Namespace, workspace: Workspace) -> int:
     sweep = find_sweep(config.tracking)
     if sweep is not None and options.fold:
         raise BadInput("--fold", f"a trial of the W&B sweep {sweep.id} is scored on all folds", "leave it out")
-    cv = train_run(config, workspace, options.fold, sweep)
+    cv = train_run(config, workspace, options.fold, sweep, options.jobs, options.on)
     if cv:
         print("\n".join([*run_lines(cv), f"wrote {workspace.run(str(config.name)).folder}"]))
     return 0
@@ -173,7 +196,7 @@ def run_command(options: argparse.Namespace, workspace: Workspace) -> int:
 
     failed: PipelineFailed | None = None
     try:
-        outcome = run_pipeline(options.config, workspace, options.overrides)
+        outcome = run_pipeline(options.config, workspace, options.overrides, options.jobs, options.on)
     except PipelineFailed as error:
         failed, outcome = error, error.outcome
     table = compare_rounds(outcome, workspace)

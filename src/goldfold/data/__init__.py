@@ -22,6 +22,7 @@ from goldfold.data.loaders import (
     TrainBatch,
     train_loader,
 )
+from goldfold.data.prefetch import prefetched
 from goldfold.images.batches import Batches, plain_loader, rows_of
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "labelled",
     "parts_of",
     "plain_loader",
+    "prefetched",
     "refuse_leak",
     "rows_of",
     "train_loader",

@@ -57,6 +57,7 @@ class Classifier(nn.Module):
         # (x / 255 - mean) / std, with both constants scaled to pixels of 0..255 once. Not in the state: the spec has them.
         self._shift = torch.tensor(spec.mean).view(1, -1, 1, 1) * 255
         self._scale = 1 / (torch.tensor(spec.std).view(1, -1, 1, 1) * 255)
+        self._target: tuple[Tensor, Tensor] | None = None
 
     def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
         pooled = self.pooled(images)
@@ -133,7 +134,17 @@ class Classifier(nn.Module):
             return grades(logits.sigmoid())
         if self.spec.target_mean is None or self.spec.target_std is None:
             return logits
-        return logits * logits.new_tensor(self.spec.target_std) + logits.new_tensor(self.spec.target_mean)
+        mean, std = self._units(logits.device)
+        return logits * std + mean
+
+    def _units(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the target, on the device once: a copy in each batch would make the processor wait."""
+        if self._target is None or self._target[0].device != device:
+            self._target = (
+                torch.tensor(self.spec.target_mean, device=device),
+                torch.tensor(self.spec.target_std, device=device),
+            )
+        return self._target
 
     def train(self, mode: bool = True) -> Classifier:
         super().train(mode)

@@ -14,6 +14,7 @@ from goldfold.machine import several_processes
 from goldfold.paths import Workspace
 from goldfold.pipeline.blending import ensemble_runs
 from goldfold.pipeline.graph import Plan, Planned, plan_rounds, refuse_problems
+from goldfold.pipeline.parallel import Jobs, Place
 from goldfold.pipeline.stages import train_run
 from goldfold.pipeline.submitting import submit
 from goldfold.progress import say
@@ -60,8 +61,10 @@ class PipelineFailed(GoldfoldError):
         self.exit_code = 1 if any(item.exit_code == 1 for item in outcome.missing) else 2
 
 
-def run_pipeline(path: Path, workspace: Workspace, overrides: Sequence[str] = ()) -> Outcome:
-    """Run every round that is not finished.
+def run_pipeline(
+    path: Path, workspace: Workspace, overrides: Sequence[str] = (), jobs: Jobs = 1, place: Place = "here"
+) -> Outcome:
+    """Run every round that is not finished; ``jobs`` folds of a round at a time.
 
     A round that fails, or finds its input wrong, does not stop those that do not need it. Raises BadInput before anything
     runs when the rounds do not fit together, and PipelineFailed at the end when a round failed.
@@ -70,13 +73,15 @@ def run_pipeline(path: Path, workspace: Workspace, overrides: Sequence[str] = ()
     refuse_problems(plan)
     outcome = Outcome(configs=plan.configs, pipeline=str(plan.pipeline.name))
     for item in plan.rounds:
-        outcome.rounds.append(_run_round(item, plan, outcome, workspace))
+        outcome.rounds.append(_run_round(item, plan, outcome, workspace, jobs, place))
     if outcome.missing:
         raise PipelineFailed(outcome)
     return outcome
 
 
-def _run_round(item: Planned, plan: Plan, outcome: Outcome, workspace: Workspace) -> RoundOutcome:
+def _run_round(
+    item: Planned, plan: Plan, outcome: Outcome, workspace: Workspace, jobs: Jobs, place: Place
+) -> RoundOutcome:
     step, name = item.step, str(item.name)
     title = f"round {item.number}/{len(plan.rounds)}: {step.kind} {name}"
     # A submission may have the name of a run; only runs and ensembles are needed by other rounds.
@@ -91,7 +96,7 @@ def _run_round(item: Planned, plan: Plan, outcome: Outcome, workspace: Workspace
     try:
         if isinstance(step, TrainRound):
             assert item.config is not None  # else the plan has a problem
-            outcome.runs[name] = train_run(item.config, workspace)
+            outcome.runs[name] = train_run(item.config, workspace, jobs=jobs, place=place)
         elif isinstance(step, EnsembleRound):
             outcome.ensembles[name] = ensemble_runs(step, workspace)
         else:

@@ -75,10 +75,15 @@ class FoldJob:
 
 @dataclass(frozen=True)
 class FoldResult:
-    """How a fold went; times are kept apart from the artefacts, which are equal on every repetition."""
+    """How a fold went; times are kept apart from the artefacts, which are equal on every repetition.
+
+    ``pieces``: the most parts that a micro-batch was passed in, for lack of memory; ``threads`` of the processor.
+    """
 
     fold: int
     seed: int
     seconds: float
     images_per_second: float | None
     peak_memory_mb: float
+    pieces: int = 1
+    threads: int = 1

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from goldfold.augment import erase_batch
-from goldfold.data import Batches, TrainBatch
+from goldfold.data import Batches, TrainBatch, prefetched
 from goldfold.errors import GoldfoldError, some
 from goldfold.machine import Machine
 from goldfold.mix import Mixing, draw_mix
@@ -26,6 +27,7 @@ from goldfold.training.finish import finish, keep_epoch, note_score, save_progre
 from goldfold.training.job import EPOCH, ERASE, MIX, FoldJob, FoldResult
 from goldfold.training.plan import Pace, at_epoch
 from goldfold.training.session import Session, enter, make_loader, pace, peak_rate, prepared, prune, start
+from goldfold.training.window import Window, in_pieces
 
 
 def train_fold(job: FoldJob, machine: Machine, tracker: WandbRun) -> FoldResult:
@@ -43,7 +45,7 @@ def train_fold(job: FoldJob, machine: Machine, tracker: WandbRun) -> FoldResult:
     for line in metrics_file.kept if metrics_file is not None else ():
         tracker.log(line, step=line["step"])
     rates, loader, order = pace(session, job), None, None
-    seen, training_seconds = 0, 0.0
+    seen, training_seconds, pieces = 0, 0.0, at.pieces
     while at.epoch < train.epochs and not at.stopped:
         stretch = at_epoch(session.plan, at.epoch)
         state = enter(job, session, stretch)
@@ -58,10 +60,10 @@ def train_fold(job: FoldJob, machine: Machine, tracker: WandbRun) -> FoldResult:
         train_loss, images_seen = train_epoch(job, machine, session, loader, rates)
         training_seconds += time.monotonic() - epoch_started
         seen += images_seen
-        at.epoch += 1
+        at.epoch, pieces = at.epoch + 1, max(pieces, at.pieces)
         record: dict[str, Any] = {"epoch": at.epoch, "step": at.step, "lr": session.optimizer.param_groups[0]["lr"]}
         record |= {"phase": stretch.number, "optimizer_state": state or ("new" if at.epoch == 1 else "kept")}
-        record["loss"] = train_loss
+        record |= {"loss": train_loss, "pieces": at.pieces}
         if at.epoch % train.validate_every == 0 or at.epoch == train.epochs:
             scores = validate(job, machine, session)
             record |= scores
@@ -80,6 +82,8 @@ def train_fold(job: FoldJob, machine: Machine, tracker: WandbRun) -> FoldResult:
         seconds=round(time.monotonic() - started, 3),
         images_per_second=round(seen / training_seconds, 2) if seen else None,
         peak_memory_mb=machine.peak_memory_mb(),
+        pieces=pieces,
+        threads=torch.get_num_threads(),
     )
 
 
@@ -94,18 +98,24 @@ def train_epoch(
     n_batches, window = len(loader), stretch.accumulate
     losses, seen = torch.zeros((), device=machine.device), 0
     what = f"{job.run} fold {job.fold} epoch {at.epoch + 1}/{job.recipe.train.epochs}"
-    for number, batch in enumerate(progress(loader, what, n_batches, "batches")):
+    coming = progress(prefetched(loader, machine.device), what, n_batches, "batches")
+    step = Window(session, what)
+    for number, batch in enumerate(coming):
         # The last window of an epoch may be shorter; its loss is divided by its own length.
         window_start = number - number % window
         in_window = min(window, n_batches - window_start)
         steps_now = number + 1 == window_start + in_window
-        loss = backward(job, machine, session, batch, number, in_window, sync=steps_now)
+        # A step that does not fit into memory is repeated in smaller pieces, from the very same batches.
+        run = partial(backward, job, machine, session, batch, number, in_window)
+        step.add(run, len(batch.targets), last=steps_now)
         if steps_now:
+            for loss in step.settle():
+                losses += loss
             momentum = rates.momentum(stretch, at.step)
             if momentum is not None:
                 set_momentum(session.optimizer, momentum)
             update(session, peak * rates.factor(stretch, at.step))
-        losses += loss
+            step = Window(session, what)
         seen += len(batch.targets) * accelerator.num_processes
     mean = float(accelerator.reduce(losses, "mean")) / n_batches
     if not math.isfinite(mean):
@@ -124,34 +134,42 @@ def train_epoch(
 
 
 def backward(
-    job: FoldJob, machine: Machine, session: Session, batch: TrainBatch, number: int, in_window: int, *, sync: bool
+    job: FoldJob, machine: Machine, session: Session, batch: TrainBatch, number: int, in_window: int, sync: bool
 ) -> Tensor:
-    """Add the gradients of micro-batch ``number``, one of ``in_window``; returns its loss."""
+    """Add the gradients of micro-batch ``number``, one of ``in_window``, in pieces where it is large; returns its loss.
+
+    Whatever is drawn is drawn for the whole of it, and by its number alone. ``sync``: average over processes.
+    """
     stretch, accelerator = session.stretch, session.accelerator
     batch = batch.to(machine.device)
     images = prepared(machine, session, batch.pixels)
     seed = (session.progress.epoch, number, accelerator.process_index)
     mixing = draw_mix(stretch.mix, len(images), *images.shape[-2:], job.seed, job.fold, MIX, *seed)
     if mixing is not None:
+        mixing = mixing.to(machine.device)
         images, batch = mixing.images(images), _mixed(job, batch, mixing)
     if stretch.augment.erase.prob:
         # AugMix's clean views, which come first, stay clean.
         clean = len(batch.targets) if job.recipe.loss.jsd else 0
         erased = erase_batch(stretch.augment.erase, images[clean:], job.seed, job.fold, ERASE, *seed)
         images = torch.cat([images[:clean], erased])
-    features: tuple[Tensor, ...] = ()
-    if session.teachers is not None:
-        batch, features = session.teachers.teach(batch, images, session.model)
     metadata = None
     if batch.metadata.shape[1]:
         metadata = batch.metadata.repeat(len(images) // len(batch.targets), 1)
-    with accelerator.no_sync(session.wrapped) if not sync else nullcontext():
-        with machine.autocast():
-            logits = session.wrapped(images, metadata)
-        labels = (batch.targets, batch.weights, batch.auxiliary, batch.auxiliary_weights)
-        loss = session.loss(logits, *labels, batch.teacher, batch.teacher_weights, features)
-        session.scaler.scale(loss / in_window).backward()  # type: ignore[no-untyped-call]
-    return loss.detach()
+    pieces = min(session.progress.pieces, len(batch.targets))
+    total = torch.zeros((), device=machine.device)
+    for place, (part, seen, columns, share) in enumerate(in_pieces(batch, images, metadata, pieces), 1):
+        features: tuple[Tensor, ...] = ()
+        if session.teachers is not None:
+            part, features = session.teachers.teach(part, seen, session.model)
+        with nullcontext() if sync and place == pieces else accelerator.no_sync(session.wrapped):
+            with machine.autocast():
+                logits = session.wrapped(seen, columns)
+            labels = (part.targets, part.weights, part.auxiliary, part.auxiliary_weights)
+            loss = share * session.loss(logits, *labels, part.teacher, part.teacher_weights, features)
+            session.scaler.scale(loss / in_window).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total
 
 
 def update(session: Session, rate: float) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from goldfold.data import TrainBatch
+from goldfold.data import TrainBatch, prefetched
 from goldfold.lr_range import diverged, ramp
 from goldfold.machine import Machine
 from goldfold.progress import progress
@@ -13,6 +14,7 @@ from goldfold.seeds import seed_everything
 from goldfold.training.job import EPOCH, FoldJob
 from goldfold.training.loop import backward, update
 from goldfold.training.session import make_loader, peak_rate, start
+from goldfold.training.window import Window
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,19 @@ def find_lr_range(job: FoldJob, machine: Machine, lowest: float, highest: float,
     session.wrapped.train()
     batches: Iterator[TrainBatch] = iter(())
     for rate in progress(rates, "lr-find", steps, "steps"):
-        total = 0.0
-        for _ in range(stretch.accumulate):
+        step = Window(session, f"{job.run} lr-find")
+        for left in reversed(range(stretch.accumulate)):
             batch = next(batches, None)
             if batch is None:  # another epoch begins
                 order.epoch = session.progress.epoch = session.progress.epoch + 1
                 seed_everything(job.seed, job.fold, EPOCH, order.epoch)
-                batches = iter(loader)
+                batches = prefetched(loader, machine.device)
                 batch = next(batches)
             number = session.progress.step * stretch.accumulate
-            loss = backward(job, machine, session, batch, number, stretch.accumulate, sync=True)
-            total += float(session.accelerator.reduce(loss, "mean"))  # all processes must agree on when to stop
+            run = partial(backward, job, machine, session, batch, number, stretch.accumulate)
+            step.add(run, len(batch.targets), last=not left)
+        # All processes must agree on when to stop.
+        total = sum(float(session.accelerator.reduce(loss, "mean")) for loss in step.settle())
         losses.append(total / stretch.accumulate)
         if diverged(losses):
             break

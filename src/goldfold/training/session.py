@@ -15,11 +15,10 @@ import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from goldfold.augment import make_augmenter
-from goldfold.averaging import Swa, make_ema
+from goldfold.averaging import Ema, Swa, make_ema
 from goldfold.balance import class_weights, rare_rows
 from goldfold.config.schema import Augment
 from goldfold.data import (
@@ -42,7 +41,7 @@ from goldfold.machine import Machine
 from goldfold.measuring import compile_steps
 from goldfold.models import Classifier, build_model, set_frozen, trainable_names, try_sizes
 from goldfold.models.trunk import split_trunk
-from goldfold.optim import make_optimizer, scaled_lr
+from goldfold.optim import carry_state, make_optimizer, restore_optimizer, scaled_lr
 from goldfold.predict import try_views
 from goldfold.pruning import apply_masks, magnitude_masks
 from goldfold.records import Floats, Ints
@@ -57,7 +56,10 @@ BEHIND_TRUNK = ("head", "n_logits", "activation", "drop_rate", "metadata", "targ
 
 @dataclass
 class Progress:
-    """Where a fold stands between epochs; part of the resume state. ``scores``: the first metric, a validation each."""
+    """Where a fold stands between epochs; part of the resume state. ``scores``: the first metric, a validation each.
+
+    ``pieces``: parts in which a micro-batch of this phase is passed, more than 1 where memory was short.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -66,6 +68,7 @@ class Progress:
     best_epoch: int | None = None
     stale: int = 0
     stopped: bool = False
+    pieces: int = 1
 
 
 @dataclass
@@ -85,7 +88,7 @@ class Session:
     scaler: torch.amp.GradScaler
     loss: JointLoss
     features: Features | JoinedFeatures | None = None
-    ema: ModelEmaV3 | None = None
+    ema: Ema | None = None
     swa: Swa | None = None
     masks: dict[str, Tensor] | None = None
     teachers: Teachers | None = None
@@ -93,6 +96,8 @@ class Session:
     validated: tuple[int, Floats] | None = None
     """The last validated epoch and the probabilities (N, C) of its single view, where this process computed it."""
     progress: Progress = field(default_factory=Progress)
+    tried: int = 0
+    """Steps of this phase that memory sufficed for, in this process."""
 
     @property
     def evaluated(self) -> Classifier:
@@ -146,9 +151,10 @@ def start(job: FoldJob, machine: Machine, state: dict[str, Any] | None = None) -
         loss=make_joint(
             recipe.loss,
             job.task,
-            class_weights=None if weights is None else torch.from_numpy(weights),
-            target_mean=None if spec.target_mean is None else torch.tensor(spec.target_mean),
-            target_std=None if spec.target_std is None else torch.tensor(spec.target_std),
+            # On the device from the start: a copy in each step would make the processor wait for it.
+            class_weights=None if weights is None else torch.from_numpy(weights).to(machine.device),
+            target_mean=None if spec.target_mean is None else torch.tensor(spec.target_mean, device=machine.device),
+            target_std=None if spec.target_std is None else torch.tensor(spec.target_std, device=machine.device),
             scale=recipe.model.head.scale,
             auxiliary=job.auxiliary,
             distill=recipe.teacher.distill,
@@ -193,27 +199,8 @@ def enter(job: FoldJob, session: Session, stretch: Stretch) -> str | None:
         session.accelerator.free_memory()  # the old wrapper's gradient hooks go with it
         session.wrapped = _wrapped(session.accelerator, session.tail, session.compiled)
     session.stretch = stretch
+    session.progress.pieces, session.tried = 1, 0  # other sizes, other layers: what fits is found anew
     return "reset" if stretch.reset else "kept"
-
-
-def carry_state(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
-    """Give the new phase's optimizer the moments of the old one, by parameter: its groups may be others.
-
-    What an optimizer counts in its groups (LAMB's steps, Lookahead's) is the same in all of them, and is no setting.
-    """
-    states, former = _base(new).state, _base(old).state
-    for group in new.param_groups:
-        for parameter in group["params"]:
-            if parameter in former:
-                states[parameter] = former[parameter]
-        for key, value in old.param_groups[0].items():
-            if key not in group or key == "lookahead_step":
-                group[key] = value
-
-
-def _base(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """timm's Lookahead keeps its state in the optimizer that it wraps."""
-    return getattr(optimizer, "_base_optimizer", optimizer)
 
 
 def prune(job: FoldJob, session: Session) -> None:
@@ -342,7 +329,8 @@ def _optimizer(
     """Over the parameters that some phase trains, so that the optimizers of all phases have the same groups."""
     batch_norm = job.recipe.model.freeze.batch_norm
     ever: set[str] = set().union(*(trainable_names(model, other.frozen, batch_norm) for other in plan))
-    return make_optimizer(stretch.optim, model, ever, lr=peak_rate(stretch, accelerator))
+    device = next(model.parameters()).device
+    return make_optimizer(stretch.optim, model, ever, lr=peak_rate(stretch, accelerator), device=device)
 
 
 def _wrapped(accelerator: Accelerator, model: Classifier, compiled: bool) -> torch.nn.Module:
@@ -377,17 +365,5 @@ def _restore(session: Session, state: dict[str, Any]) -> None:
         session.masks = {
             name: mask.to(next(session.model.parameters()).device) for name, mask in state["masks"].items()
         }
-    session.optimizer.load_state_dict(state["optimizer"])
-    _lay_out(session.optimizer)
+    restore_optimizer(session.optimizer, state["optimizer"])
     session.scaler.load_state_dict(state["scaler"])
-
-
-def _lay_out(optimizer: torch.optim.Optimizer) -> None:
-    """Give restored moments the memory layout of their parameters, as they had when they were made.
-
-    Files hold plain rows. A norm over another layout adds in another order: LAMB would go on a last digit apart.
-    """
-    for parameter, moments in _base(optimizer).state.items():
-        for name, value in moments.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
