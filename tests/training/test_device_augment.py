@@ -12,9 +12,7 @@ from goldfold.cli import main
 RUN = ["train", "configs/tiny.yaml", "--fold", "0", "train.epochs=2", "augment.preset=heavy"]
 
 
-def test_a_run_ends_bit_identical_whatever_interrupts_it(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_ends_bit_identical_whatever_interrupts_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from goldfold.training import loop
 
     settings = ["augment.on=device", "mix.cutmix=1.0", "augment.erase.prob=0.5", "train.swa.epochs=1"]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from goldfold.augment.library import Sides, albumentations, always, build, holds
 from goldfold.augment.presets import COLOUR_ONLY, PRESETS, Item
+from goldfold.augment.quick import run
 from goldfold.config.schema import Augment
 from goldfold.errors import BadInput
 from goldfold.images.centre import centre, resized
@@ -104,7 +105,7 @@ class Augmenter:
 
     def _apply(self, compose: Any, image: Pixels) -> Pixels:
         try:
-            made = compose(image=image)["image"]
+            made = run(compose, image)
         except Exception as error:  # whatever albumentations, OpenCV or NumPy raise
             what = f"a transform fails on images of shape {image.shape} ({error})"
             raise BadInput(self._where, what, "change or remove it") from error
