@@ -118,12 +118,11 @@ def test_every_value_of_saturation_and_value_is_looked_up_rightly() -> None:
 
 def test_all_other_transforms_of_the_library() -> None:
     seen = 0
-    for name, kind in known_transforms().items():
+    for name in known_transforms():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                chain = A.Compose([build({name: {"p": 0.7} if kind not in _forms() else {}}, Sides(SIDE, SIDE), "x")])
-                chain(image=pictures(6)[5])
+                chain = A.Compose([build({name: {"p": 1.0}}, Sides(SIDE, SIDE), "x")])
                 chain(image=pictures(6)[5])
             except Exception:
                 continue

@@ -32,7 +32,7 @@ def run(compose: Any, image: Pixels) -> Any:
 
 
 def _applied(transform: Any, image: Any) -> Any:
-    kind = type(transform)
+    kind: Any = type(transform)
     apply = transform._key2func.get("image") if _plain(kind) else None
     if apply is None or transform.targets_as_params:
         return transform(image=image)["image"]
