@@ -84,7 +84,7 @@ def _resample(images: Tensor, moves: Sequence[Move]) -> Tensor:
     grid = torch.stack([x * (2 / sides[0]) - 1, y * (2 / sides[1]) - 1], dim=-1)
     found = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
     if inside is not None:
-        fill = images.new_tensor(last.fill).view(1, -1, 1, 1)
+        fill = on_device(np.array(last.fill), device).view(1, -1, 1, 1)
         found = torch.lerp(fill.expand_as(found), found, inside[:, None])
     if finer > 1:
         found = F.avg_pool2d(found, finer)

@@ -5,9 +5,12 @@ Whole numbers go in and come out, as in the CPU form. Values a sample have the s
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from goldfold.augment.device.geometry import on_device
 
 
 def linear(images: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
@@ -76,7 +79,7 @@ def fill_boxes(images: Tensor, boxes: Tensor, fill: tuple[float, ...]) -> Tensor
     in_rows = (rows >= boxes[..., 1:2]) & (rows < boxes[..., 3:4])
     in_columns = (columns >= boxes[..., 0:1]) & (columns < boxes[..., 2:3])
     holes = (in_rows[..., :, None] & in_columns[..., None, :]).any(dim=1, keepdim=True)
-    return torch.where(holes, images.new_tensor(fill).view(1, -1, 1, 1), images)
+    return torch.where(holes, on_device(np.array(fill), images.device).view(1, -1, 1, 1), images)
 
 
 def blur(images: Tensor, kernels: Tensor) -> Tensor:
