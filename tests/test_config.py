@@ -110,7 +110,7 @@ class TestYaml:
         [
             ("a: 1\ntrain:\n  epochs: 010\n", "exp.yaml:3: YAML reads 010 as an octal number; write it in quotes"),
             ("a: 1\nno: 3\n", "exp.yaml:2: YAML does not read the key 'no' as text; write 'no' in quotes"),
-            ("train:\n  on: 3\n", "exp.yaml:2: YAML does not read the key 'on' as text"),
+            ("train:\n  off: 3\n", "exp.yaml:2: YAML does not read the key 'off' as text"),
             ("1: 3\n", "exp.yaml:1: YAML does not read the key '1' as text"),
             ("train:\n  epochs: 1\n  epochs: 2\n", "exp.yaml:3: the key 'epochs' stands twice"),
             ("train: {}\nfolds: {}\ntrain: {}\n", "exp.yaml:3: the key 'train' stands twice"),
@@ -123,6 +123,12 @@ class TestYaml:
     )
     def test_traps(self, folder: Path, text: str, says: str) -> None:
         assert says in refused(write(folder, text))
+
+    def test_the_key_on_needs_no_quotes(self, folder: Path) -> None:
+        path = write(folder, COMPETITION + "augment: {on: device}\ntrain: {epochs: 1}\n")
+        assert load_config(path).augment.on == "device"
+        phases = "train.phases=[{epochs: 1, augment: {on: host}}]"
+        assert load_config(path, [phases]).train.phases[0].augment == {"on": "host"}
 
     def test_quoted_is_fine(self, folder: Path) -> None:
         assert read_yaml(write(folder, "'no': '010'\n")) == {"no": "010"}

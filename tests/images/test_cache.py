@@ -321,3 +321,34 @@ def test_threads_keep_the_order() -> None:
 
     assert cache.in_threads(work, range(50), 4, "work") == [number * number for number in range(50)]
     assert cache.in_threads(work, [], 4, "work") == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="this system does not tell what is mapped")
+def test_reading_leaves_nothing_of_the_store_in_memory(tmp_path: Path) -> None:
+    """A map's pages count as the process's memory, so a store of ten times the images would take ten times as much."""
+    paths = [tmp_path / f"{number}.png" for number in range(40)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    store = opened(tmp_path / "cache", paths, ImageSpec(512, 3, "squash", "area", "full"))
+
+    def of_files() -> int:
+        status = Path("/proc/self/smaps").read_text().split("images.npy")
+        return sum(int(part.split("Rss:")[1].split()[0]) for part in status[1:])
+
+    for number in np.random.default_rng(0).permutation(40):
+        assert (store.read([number]) == [number, 0, 0]).all()
+    assert of_files() < 1000  # kB, of 31,000
+
+
+@pytest.mark.parametrize("wrong", [-1, N])
+def test_a_row_beyond_the_store_is_an_index_error(wrong: int, tmp_path: Path, images: list[Path]) -> None:
+    with pytest.raises(IndexError, match=str(wrong)):
+        opened(tmp_path / "cache", images).read([0, wrong])
+
+
+def test_a_store_cut_short_while_it_is_read_is_told(tmp_path: Path, images: list[Path]) -> None:
+    store = opened(tmp_path / "cache", images)
+    path = next((tmp_path / "cache").glob("*/images.npy"))
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(OSError, match="cut short"):
+        store.read([N - 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from goldfold.augment.library import Sides, albumentations, always, build, holds
 from goldfold.augment.presets import COLOUR_ONLY, PRESETS, Item
+from goldfold.augment.quick import run
 from goldfold.config.schema import Augment
 from goldfold.errors import BadInput
 from goldfold.images.centre import centre, resized
@@ -27,6 +29,37 @@ Pixels = npt.NDArray[np.uint8]
 _AUGMIX = 1
 """Keeps AugMix's draws apart from the clean chain's."""
 
+Items = tuple[tuple[str, Item], ...]
+"""Transforms, each with where it stands in the configuration."""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The preset or the user's list, and what is added to it. ``where``: the first of them, for messages."""
+
+    items: Items
+    added: Items
+    where: str
+    preset: bool
+
+
+def listed(augment: Augment) -> Lists:
+    """What ``augment`` names, each transform with its place."""
+    preset = augment.train is None
+    where = f"augment.preset {augment.preset}" if preset else "augment.train"
+    first = PRESETS[augment.preset] if augment.train is None else augment.train
+    return Lists(_numbered(first, where), _numbered(augment.add, "augment.add"), where, preset)
+
+
+def items_for(lists: Lists, channels: int, larger: bool) -> Items:
+    """The transforms for images of ``channels``, which are ``larger`` than what a crop leaves or not."""
+    items = lists.items
+    if lists.preset:
+        items = tuple(entry for entry in items if channels == 3 or not COLOUR_ONLY & entry[1].keys())
+        if larger and items and "RandomResizedCrop" not in items[0][1]:
+            items = ((lists.where, {"RandomCrop": {}}), *items)
+    return (*items, *lists.added)
+
 
 class Augmenter:
     """Draws transforms for batches; see ``make_augmenter``. Pickles, so loader workers may hold it."""
@@ -36,14 +69,9 @@ class Augmenter:
     ) -> None:
         self.size, self.views, self.colours = size, views, colours
         self._crop = crop or size
-        self._preset = augment.train is None
-        self._where = f"augment.preset {augment.preset}" if augment.train is None else "augment.train"
-        first = PRESETS[augment.preset] if augment.train is None else augment.train
-        self._items = _numbered(first, self._where)
-        self._added = _numbered(augment.add, "augment.add")
-        if self._added:
-            self._where += " with augment.add"
-        self._augmix: tuple[tuple[str, Item], ...] = ()
+        self._lists = listed(augment)
+        self._where = self._lists.where + (" with augment.add" if self._lists.added else "")
+        self._augmix: Items = ()
         if views != 1:
             self._set_augmix_apart()
         self._composed: dict[tuple[bool, bool], Any] = {}
@@ -57,7 +85,8 @@ class Augmenter:
         Raises BadInput when a transform of the user's list refuses these images or changes their type or channels.
         """
         stored, channels = images.shape[1], images.shape[3]
-        if not (self._items or self._added or self._augmix):
+        lists = self._lists
+        if not (lists.items or lists.added or self._augmix):
             return centre(images, self.size, self.colours)
         compose = self._compose(channels, stored > self._crop)
         # Not compose.set_random_seed: it gives every transform a generator of the same seed, so that two of p=0.5 always
@@ -67,7 +96,7 @@ class Augmenter:
             _draw_from(self._mixed, derive_seed(seed, _AUGMIX))
         batch = np.empty((self.views * len(images), self.size, self.size, channels), dtype=np.uint8)
         for place, image in enumerate(images):
-            if self._preset and not self._items:  # "none" resizes, as validation does; what is added sees that
+            if lists.preset and not lists.items:  # "none" resizes, as validation does; what is added sees that
                 image = resized(image, self.size)
             batch[place] = self._apply(compose, image)
             for view in range(1, self.views):
@@ -76,7 +105,7 @@ class Augmenter:
 
     def _apply(self, compose: Any, image: Pixels) -> Pixels:
         try:
-            made = compose(image=image)["image"]
+            made = run(compose, image)
         except Exception as error:  # whatever albumentations, OpenCV or NumPy raise
             what = f"a transform fails on images of shape {image.shape} ({error})"
             raise BadInput(self._where, what, "change or remove it") from error
@@ -90,12 +119,7 @@ class Augmenter:
     def _compose(self, channels: int, larger: bool) -> Any:
         key = (channels == 3, larger)
         if key not in self._composed:
-            items = self._items
-            if self._preset:
-                items = tuple(entry for entry in items if channels == 3 or not COLOUR_ONLY & entry[1].keys())
-                if larger and items and "RandomResizedCrop" not in items[0][1]:
-                    items = ((self._where, {"RandomCrop": {}}), *items)
-            self._composed[key] = self._build((*items, *self._added))
+            self._composed[key] = self._build(items_for(self._lists, channels, larger))
         return self._composed[key]
 
     def _build(self, items: Sequence[tuple[str, Item]]) -> Any:
@@ -104,7 +128,7 @@ class Augmenter:
         return albumentations().Compose(transforms, is_check_shapes=False)
 
     def _set_augmix_apart(self) -> None:
-        everything = (*self._items, *self._added)
+        everything = (*self._lists.items, *self._lists.added)
         self._augmix = tuple(entry for entry in everything if "AugMix" in entry[1])
         if not self._augmix:
             what = "compares AugMix's views, and there is no AugMix"
@@ -114,8 +138,11 @@ class Augmenter:
             if "AugMix" not in item and holds(item, "AugMix"):
                 what = "AugMix within a choice leaves no clean view for loss.jsd"
                 raise BadInput(where, what, "put it into the list itself")
-        self._items = tuple(entry for entry in self._items if entry not in self._augmix)
-        self._added = tuple(entry for entry in self._added if entry not in self._augmix)
+        items, added = (
+            tuple(entry for entry in part if entry not in self._augmix)
+            for part in (self._lists.items, self._lists.added)
+        )
+        self._lists = replace(self._lists, items=items, added=added)
 
 
 def make_augmenter(
@@ -138,6 +165,11 @@ def make_augmenter(
     return Augmenter(augment, size, views=views, colours=colours, crop=crop)
 
 
+def as_stored(images: Pixels, seed: int) -> Pixels:
+    """For batches that the device augments: the images as they are."""
+    return images
+
+
 def try_augmenter(augment: Augment, size: int, stored: int, channels: int, views: int = 1) -> None:
     """Run every transform on made-up images of side ``stored``, whatever its chance.
 
@@ -158,7 +190,7 @@ def try_augmenter(augment: Augment, size: int, stored: int, channels: int, views
             raise BadInput("augment", what, "leave that transform out")
 
 
-def _numbered(items: Sequence[Item], where: str) -> tuple[tuple[str, Item], ...]:
+def _numbered(items: Sequence[Item], where: str) -> Items:
     return tuple((f"{where}[{row}]", item) for row, item in enumerate(items))
 
 

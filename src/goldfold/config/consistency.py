@@ -51,6 +51,7 @@ def tricks_fit(config: Config) -> None:
             "model.zero_init_last would undo pretrained weights; set model.pretrained to false, or leave it"
         )
     _idle_keys(config)
+    _on_device(config)
     _teacher(config)
     if config.balance.rare_preset is not None and config.competition.task == "regression":
         raise ValueError("balance.rare_preset needs classes, and a regression has none")
@@ -83,6 +84,9 @@ def _uses(config: Config) -> Iterator[tuple[Section, str, str, bool, str]]:
         yield (schedule, "schedule", key, schedule.name in names, f"schedule.name {' or '.join(names)}")
     for key in ("gamma", "alpha"):
         yield (config.loss, "loss", key, config.loss.name == "focal", "loss.name focal")
+    augment = config.augment
+    drawn = augment.preset != "none" or bool(augment.train or augment.add)
+    yield (augment, "augment", "on", drawn or bool(config.train.phases), "augment.preset, augment.train or augment.add")
     for key in ("mode", "area", "count"):
         yield (erase, "augment.erase", key, erase.prob > 0, "augment.erase.prob above 0")
     yield (balance, "balance", "beta", balance.loss_weights == "effective", "balance.loss_weights effective")
@@ -223,6 +227,20 @@ def _jsd(config: Config) -> None:
             raise ValueError(
                 f"loss.jsd needs a clean view, and mix leaves none; set mix.mixup and mix.cutmix to 0{where}"
             )
+
+
+def _on_device(config: Config) -> None:
+    """What has no form on the device, but for the transforms themselves, which the augment room knows."""
+    if not any(augment.on == "device" for augment, _ in _stretches(config)):
+        return
+    for key, used in (
+        ("loss.jsd", config.loss.jsd > 0),
+        ("balance.rare_preset", config.balance.rare_preset is not None),
+        ("input.colour", config.input.colour != "rgb"),
+        ("input.local_mean", config.input.local_mean != "none"),
+    ):
+        if used:
+            raise ValueError(f"{key} works on images that the host augments; set augment.on to host, or leave it out")
 
 
 def _stretches(config: Config) -> list[tuple[Augment, Any]]:

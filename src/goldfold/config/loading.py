@@ -169,7 +169,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise BadInput(path, f"not a valid configuration ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
         raise BadInput(path, "must be a mapping of sections to keys")
-    return {str(key): value for key, value in values.items()}
+    return {str(key): value for key, value in _named_on(values).items()}
+
+
+def _named_on(values: Any) -> Any:
+    """YAML 1.1 reads the key ``on`` (augment.on) as True; the other words for it are refused by ``_check_yaml``."""
+    if isinstance(values, dict):
+        return {"on" if key is True else key: _named_on(value) for key, value in values.items()}
+    return [_named_on(value) for value in values] if isinstance(values, list) else values
 
 
 def _check_yaml(path: Path, node: yaml.Node | None) -> None:
@@ -178,7 +185,7 @@ def _check_yaml(path: Path, node: yaml.Node | None) -> None:
         keys: set[str] = set()
         for key, value in node.value:
             line = key.start_mark.line + 1
-            if key.tag != "tag:yaml.org,2002:str":
+            if key.tag != "tag:yaml.org,2002:str" and key.value != "on":
                 raise BadInput(
                     f"{path}:{line}",
                     f"YAML does not read the key '{key.value}' as text",
@@ -214,7 +221,7 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise BadInput("command line", f"cannot read an override ({' '.join(str(error).split())})") from None
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return {str(key): value for key, value in _named_on(values).items()}
 
 
 def _whole_lists(values: dict[str, Any]) -> dict[str, Any]:

@@ -144,6 +144,9 @@ class Augment(Section):
     preset: Preset = Field("medium", description="A named list of transforms")
     train: Transforms | None = Field(None, description="Your own list in albumentations' names; replaces the preset")
     add: Transforms = Field((), description="Transforms after the preset or the list")
+    on: Literal["host", "device"] = Field(
+        "host", description="Where transforms run: loader processes, or the GPU (host where cores are many)"
+    )
     erase: Erase = Erase()
 
 

@@ -61,7 +61,7 @@ class PixelBatches(Dataset[TrainBatch | GoldfoldError]):
     def __init__(
         self,
         examples: Examples,
-        augment: Augmenter,
+        augment: Callable[[npt.NDArray[np.uint8], int], npt.NDArray[np.uint8]],
         rare: npt.NDArray[np.bool_] | None = None,
         rare_augment: Augmenter | None = None,
     ) -> None:

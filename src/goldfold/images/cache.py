@@ -1,4 +1,4 @@
-"""The store of decoded images: each file is decoded and resized once, then read from a memory map.
+"""The store of decoded images: each file is decoded and resized once, then read row by row.
 
     <folder>/<key>/images.npy      (N, S, S, C) uint8
     <folder>/<key>/index.json      ids, shape, spec
@@ -61,7 +61,8 @@ class Images(Protocol):
 class StoredImages:
     """Images in a store (a folder of ``images.npy`` and ``index.json``).
 
-    Pickles as the folder's name: a loader process opens its own memory map and no pixels are copied to it.
+    Rows are read, not mapped: a map's pages would count as the process's memory until a larger store than the cluster's
+    limit has it killed, and reading is as fast. Pickles as the folder's name: a loader process opens the file itself.
     Raises BadInput when the store is missing, cut short or not a store.
     """
 
@@ -79,12 +80,19 @@ class StoredImages:
         if not whole or pixels.dtype != np.uint8 or pixels.shape != (len(self.ids), *self.shape):
             raise BadInput(folder, "images.npy is not what index.json says", "delete the folder and run again")
         self.digest: str | None = folder.name
-        # A plain view: np.memmap costs time at every indexing.
-        self._pixels: Pixels = pixels.view(np.ndarray)
+        self._start: int = pixels.offset
+        self._file = (folder / "images.npy").open("rb", buffering=0)
 
     def read(self, rows: Rows) -> Pixels:
-        """See ``Images.read``."""
-        return self._pixels[_row_numbers(rows)]
+        """See ``Images.read``. Threads and forked processes may read at once: no place in the file is shared."""
+        numbers = _row_numbers(rows)
+        if numbers.size and numbers.max() >= len(self.ids):
+            raise IndexError(f"row {numbers.max()} of a store of {len(self.ids)} images")
+        pixels = np.empty((len(numbers), *self.shape), dtype=np.uint8)
+        whole, size, handle = pixels.reshape(-1).data, int(np.prod(self.shape)), self._file.fileno()
+        for place, row in enumerate(numbers.tolist()):
+            _read_at(handle, whole[place * size : (place + 1) * size], self._start + row * size)
+        return pixels
 
     def __reduce__(self) -> tuple[type[StoredImages], tuple[Path]]:
         return StoredImages, (self.folder,)
@@ -107,6 +115,14 @@ class LazyImages:
         for place, row in enumerate(numbers):
             pixels[place] = load(self._paths[row], self._spec)
         return pixels
+
+
+def _read_at(handle: int, part: memoryview, offset: int) -> None:
+    while part:
+        got = os.preadv(handle, [part], offset)
+        if not got:
+            raise OSError("the store of images was cut short while it was read")
+        part, offset = part[got:], offset + got
 
 
 def _row_numbers(rows: Rows) -> npt.NDArray[np.int64]:

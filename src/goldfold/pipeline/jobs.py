@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from goldfold.augment import centre, try_augmenter
+from goldfold.augment.device import try_device_augmenter
 from goldfold.bundle import prediction_images
 from goldfold.config import Config
 from goldfold.data import Examples, add_external, labelled, rows_of
@@ -217,7 +218,10 @@ def try_augmentation(config: Config) -> None:
     """
     spec = ImageSpec.from_config(config.input)
     for stretch in make_plan(make_recipe(config)):
-        try_augmenter(stretch.augment, stretch.size, spec.size, spec.channels, 3 if config.loss.jsd else 1)
+        if stretch.augment.on == "device":
+            try_device_augmenter(stretch.augment, stretch.size, spec.size, spec.channels, crop=config.input.size)
+        else:
+            try_augmenter(stretch.augment, stretch.size, spec.size, spec.channels, 3 if config.loss.jsd else 1)
 
 
 def make_recipe(config: Config) -> Recipe:

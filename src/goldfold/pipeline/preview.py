@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from goldfold.augment import PRESETS, erase_batch, make_augmenter
+from goldfold.augment import PRESETS, as_stored, erase_batch, make_augmenter
+from goldfold.augment.device import make_device_augmenter
 from goldfold.balance import rare_rows
 from goldfold.config import Config
 from goldfold.config.schema import Augment, Metadata, Mix, Teacher
@@ -100,15 +101,19 @@ def _section(
         other = Augment(preset=config.balance.rare_preset, add=stretch.augment.add)
         rare_augment = make_augmenter(other, stretch.size, views, colours, crop=config.input.size)
     examples = labelled(images, [data.ids[row] for row in rows], data.targets[rows])
-    batches = PixelBatches(examples, augmenter, rare, rare_augment)
+    augmented = None
+    if stretch.augment.on == "device":
+        side, _, channels = images.shape
+        augmented = make_device_augmenter(stretch.augment, stretch.size, side, channels, crop=config.input.size)
+    batches = PixelBatches(examples, as_stored if augmented is not None else augmenter, rare, rare_augment)
     columns = []
     for number in range(draws):
-        batch = batches.__getitems__(Request(np.arange(len(rows)), derive_seed(seed, stretch.number, number)))
+        drawn = derive_seed(seed, stretch.number, number)
+        batch = batches.__getitems__(Request(np.arange(len(rows)), drawn))
         if isinstance(batch, GoldfoldError):
             raise batch
-        columns.append(
-            _column(stretch, normalised(batch.pixels, spec), spec, len(rows), (seed, stretch.number, number))
-        )
+        pixels = batch.pixels if augmented is None else augmented(batch.pixels, drawn)
+        columns.append(_column(stretch, normalised(pixels, spec), spec, len(rows), (seed, stretch.number, number)))
     stored = [Cell(_rgb(pixels)) for pixels in images.read(rows)]
     lines = []
     for place, row in enumerate(rows):

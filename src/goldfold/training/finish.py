@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from goldfold.pruning import apply_masks
 from goldfold.records import Floats, Predictions
 from goldfold.seeds import seed_everything
 from goldfold.training.checkpoint import save_state
-from goldfold.training.job import BATCH_NORM, FoldJob
+from goldfold.training.job import AUGMENT, BATCH_NORM, FoldJob
 from goldfold.training.session import Session, make_loader, prepared, save
 from goldfold.tta import IDENTITY, ViewTable, combine, make_views, single_view
 
@@ -174,9 +175,12 @@ def _update_batch_norm(job: FoldJob, machine: Machine, session: Session) -> None
     order.epoch = job.recipe.train.epochs
     seed_everything(job.seed, job.fold, BATCH_NORM)
 
+    numbers = itertools.count()
+
     def forward(batch: Any) -> object:
         batch = batch.to(machine.device)
-        images = prepared(machine, session, batch.pixels)
+        seed = (order.epoch, next(numbers), session.accelerator.process_index)
+        images = prepared(machine, session, batch.pixels, job.seed, job.fold, AUGMENT, *seed)
         metadata = batch.metadata.repeat(len(images) // len(batch.targets), 1) if batch.metadata.shape[1] else None
         with machine.autocast():
             return session.tail(images, metadata)

@@ -17,7 +17,7 @@ from goldfold.records import Floats
 from goldfold.tasks import Task
 from goldfold.teaching import OnlineTeacher
 
-INIT, ORDER, MIX, EPOCH, ERASE, BATCH_NORM = range(1, 7)
+INIT, ORDER, MIX, EPOCH, ERASE, BATCH_NORM, AUGMENT = range(1, 8)
 """What a derived seed is for; keeps the streams of one fold apart."""
 
 

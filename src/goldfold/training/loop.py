@@ -24,7 +24,7 @@ from goldfold.seeds import seed_everything
 from goldfold.tracking import MetricsFile, WandbRun
 from goldfold.training.checkpoint import load_state
 from goldfold.training.finish import finish, keep_epoch, note_score, save_progress, validate
-from goldfold.training.job import EPOCH, ERASE, MIX, FoldJob, FoldResult
+from goldfold.training.job import AUGMENT, EPOCH, ERASE, MIX, FoldJob, FoldResult
 from goldfold.training.plan import Pace, at_epoch
 from goldfold.training.session import Session, enter, make_loader, pace, peak_rate, prepared, prune, start
 from goldfold.training.window import Window, in_pieces
@@ -142,8 +142,8 @@ def backward(
     """
     stretch, accelerator = session.stretch, session.accelerator
     batch = batch.to(machine.device)
-    images = prepared(machine, session, batch.pixels)
     seed = (session.progress.epoch, number, accelerator.process_index)
+    images = prepared(machine, session, batch.pixels, job.seed, job.fold, AUGMENT, *seed)
     mixing = draw_mix(stretch.mix, len(images), *images.shape[-2:], job.seed, job.fold, MIX, *seed)
     if mixing is not None:
         mixing = mixing.to(machine.device)

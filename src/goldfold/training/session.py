@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
-from goldfold.augment import make_augmenter
+from goldfold.augment import as_stored, make_augmenter
+from goldfold.augment.device import DeviceAugmenter, make_device_augmenter
 from goldfold.averaging import Ema, Swa, make_ema
 from goldfold.balance import class_weights, rare_rows
 from goldfold.config.schema import Augment
@@ -45,7 +46,7 @@ from goldfold.optim import carry_state, make_optimizer, restore_optimizer, scale
 from goldfold.predict import try_views
 from goldfold.pruning import apply_masks, magnitude_masks
 from goldfold.records import Floats, Ints
-from goldfold.seeds import seed_everything
+from goldfold.seeds import derive_seed, seed_everything
 from goldfold.teaching import Teachers, check_teachers, load_teachers
 from goldfold.training.job import INIT, ORDER, FoldJob
 from goldfold.training.plan import Pace, Stretch, at_epoch, make_plan
@@ -93,6 +94,8 @@ class Session:
     masks: dict[str, Tensor] | None = None
     teachers: Teachers | None = None
     compiled: bool = False
+    device_augment: DeviceAugmenter | None = None
+    """Transforms of this phase's batches, where they run on the device."""
     validated: tuple[int, Floats] | None = None
     """The last validated epoch and the probabilities (N, C) of its single view, where this process computed it."""
     progress: Progress = field(default_factory=Progress)
@@ -268,14 +271,24 @@ def make_loader(
             rare = rare_rows(recipe.balance, examples.targets, job.task, _counted(job))
             other = Augment(preset=recipe.balance.rare_preset, add=stretch.augment.add)
             rare_augment = make_augmenter(other, stretch.size, views, colours, crop=recipe.input.size)
-        augmenter = make_augmenter(stretch.augment, stretch.size, views, colours, crop=recipe.input.size)
-        batches = PixelBatches(examples, augmenter, rare, rare_augment)
+        if stretch.augment.on == "device":
+            stored, _, channels = examples.images.shape
+            session.device_augment = make_device_augmenter(
+                stretch.augment, stretch.size, stored, channels, crop=recipe.input.size
+            )
+            batches = PixelBatches(examples, as_stored)
+        else:
+            session.device_augment = None
+            augmenter = make_augmenter(stretch.augment, stretch.size, views, colours, crop=recipe.input.size)
+            batches = PixelBatches(examples, augmenter, rare, rare_augment)
     pinned = machine.device.type == "cuda"
     return order, train_loader(batches, order, workers=machine.workers, pin_memory=pinned)
 
 
-def prepared(machine: Machine, session: Session, pixels: Tensor) -> Tensor:
-    """What the tail takes: normalised images, or stored features as they are."""
+def prepared(machine: Machine, session: Session, pixels: Tensor, *seed: int) -> Tensor:
+    """What the tail takes: normalised images, augmented by ``seed`` where that is done here, or stored features."""
+    if session.device_augment is not None:
+        pixels = session.device_augment(pixels, derive_seed(*seed))
     if session.features is None:
         return session.model.prepare(pixels, machine.memory_format)
     values = pixels.float()

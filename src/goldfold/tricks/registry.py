@@ -63,6 +63,7 @@ NOT_TRICKS: dict[str, str] = {
     "input.range": "how files become pixels",
     "input.cache": "speed; results stay the same",
     "input.cache_dir": "a place",
+    "augment.on": "speed; the same ranges and chances, other draws",
     "train.epochs": "a size of the training",
     "train.seed": "chance",
     "train.memory_format": "speed; results stay the same but for rounding",
