@@ -169,7 +169,7 @@ def test_rows_remember_where_their_labels_come_from_whatever_the_order() -> None
 class Numbered:
     """Stored features that say which row and view they are."""
 
-    n_views, shape = 4, (2,)
+    n_views, first, shape = 4, 0, (2,)
 
     def read(self, rows: Ints, views: Ints) -> npt.NDArray[np.float16]:
         return np.stack([rows, views], axis=1).astype(np.float16)

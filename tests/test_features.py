@@ -337,3 +337,23 @@ def test_a_living_builder_of_other_features_is_left_alone(tmp_path: Path) -> Non
         assert other.exists()
     opened(tmp_path, size=12)
     assert not other.exists()
+
+
+def test_drawn_views_follow_the_image_itself_and_come_of_the_store_s_digest(tmp_path: Path) -> None:
+    def draw(images: Any, seed: int) -> Any:
+        return np.random.default_rng(seed).permutation(images, axis=2)
+
+    features, rows = opened(tmp_path / "a", views=2, draw=draw), np.arange(N)
+    assert (features.n_views, features.first) == (3, 1)
+    plain = opened(tmp_path / "a", views="none")
+    assert (plain.n_views, plain.first) == (1, 0)
+    assert np.array_equal(features.read(rows, rows * 0), plain.read(rows, rows * 0))
+    assert not np.array_equal(features.read(rows, rows * 0 + 1), features.read(rows, rows * 0 + 2))
+    again = opened(tmp_path / "b", views=2, draw=draw)
+    other = opened(tmp_path / "b", views=2, draw=draw, key={"w": "1", "augment": "another"})
+    for view in (1, 2):
+        assert np.array_equal(again.read(rows, rows * 0 + view), features.read(rows, rows * 0 + view))
+        assert not np.array_equal(other.read(rows, rows * 0 + view), features.read(rows, rows * 0 + view))
+    for wrong in ({"views": 2}, {"views": "flips", "draw": draw}):
+        with pytest.raises(ValueError, match="with draw"):
+            opened(tmp_path, **wrong)

@@ -15,6 +15,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,16 @@ from goldfold.images import Images
 from goldfold.images.colour import InputColours
 from goldfold.machine import Machine
 from goldfold.progress import progress, say, warn
+from goldfold.seeds import derive_seed
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the features or the layout change, so that older stores are left alone."""
 
 VIEWS = {"none": 1, "flip": 2, "flips": 4, "d4": 8}
 """How many of ``turned``'s views a name stands for, from the first on."""
+
+Draw = Callable[[npt.NDArray[np.uint8], int], npt.NDArray[np.uint8]]
+"""Images as stored (B, S, S, C) and a seed → what an augmentation makes of them, of the network's size."""
 
 Rows = npt.NDArray[np.integer[Any]]
 Array = npt.NDArray[Any]
@@ -58,7 +63,9 @@ def turned(images: Array, view: int) -> Array:
 
 
 class Features:
-    """Features in a store. ``shape``: of one image's; ``n_views``: views of each image.
+    """Features in a store. ``shape``: of one image's; ``n_views``: views of each image, the first of it as it is.
+
+    ``first``: the first view to train on; 1 where the views after the first were drawn.
 
     Pickles as the folder's name: a loader process opens its own memory map. Raises BadInput when the store is missing,
     cut short or not a store.
@@ -71,6 +78,7 @@ class Features:
             values = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
             self.ids: tuple[str, ...] = tuple(index["ids"])
             self.n_views: int = index["n_views"]
+            self.first: int = index["first"]
             self.shape: tuple[int, ...] = tuple(index["shape"])
             whole = values.offset + values.nbytes == (folder / "features.npy").stat().st_size
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -99,10 +107,10 @@ class JoinedFeatures:
     """
 
     def __init__(self, parts: Sequence[Features]) -> None:
-        kinds = {(part.n_views, part.shape) for part in parts}
+        kinds = {(part.n_views, part.first, part.shape) for part in parts}
         if len(kinds) != 1:
             raise ValueError(f"stores of features with different views or shapes: {sorted(kinds)}")
-        ((self.n_views, self.shape),) = kinds
+        ((self.n_views, self.first, self.shape),) = kinds
         self.parts = tuple(parts)
         self.ids = tuple(name for part in parts for name in part.ids)
         self._starts = np.cumsum([0, *(len(part.ids) for part in parts)])
@@ -128,18 +136,24 @@ def open_features(
     images: Images,
     size: int,
     colours: InputColours,
-    views: str,
+    views: str | int,
     machine: Machine,
     batch_size: int = 128,
     what: str = "features",
+    draw: Draw | None = None,
 ) -> Features:
     """The features of all ``images``, from the store in ``folder``, which is built when missing.
 
     ``key``: JSON values, digests of all that the features depend on but size, colours and views. ``trunk``: prepared
-    images → features (B, ...); ``prepare``: uint8 pixels (B, size, size, C) on the device → prepared images. Two
-    processes may build at once: the second waits and reuses. Raises BadInput for a full disk or a folder that cannot be
-    written, and GoldfoldError for features that float16 does not hold.
+    images → features (B, ...); ``prepare``: uint8 pixels (B, size, size, C) on the device → prepared images.
+    ``views``: a name of ``VIEWS``, or K: the image as it is, then K that ``draw`` makes (its settings are in ``key``), by
+    seeds that come of the store's own digest, so that they are the same whoever builds it. Two processes may build at
+    once: the second waits and reuses. Raises BadInput for a full disk or a folder that cannot be written, and
+    GoldfoldError for features that float16 does not hold.
     """
+    drawn = isinstance(views, int)
+    if drawn != (draw is not None):
+        raise ValueError(f"views {views!r} with draw {draw!r}")
     source = {"key": key, "size": size, "colours": repr(colours), "views": views}
     # The same key with another library may be cut elsewhere.
     source["place"] = getattr(trunk, "place", None)
@@ -160,10 +174,11 @@ def open_features(
             building = folder / f"{name}.building"
             building.mkdir()
             try:
-                batches = _Batches(trunk, prepare, images, size, colours, VIEWS[views], machine, batch_size)
-                shape = _write(building / "features.npy", folder / name, batches, what)
-                index = {"format": FORMAT, "ids": images.ids, "n_views": VIEWS[views], "shape": shape, "source": source}
-                files.write_json(building / "index.json", index)
+                n_views = views + 1 if isinstance(views, int) else VIEWS[views]
+                shown = _Shown(images, size, colours, n_views, batch_size, draw, int(name[:16], 16))
+                shape = _write(building / "features.npy", folder / name, _Batches(trunk, prepare, shown, machine), what)
+                index = {"format": FORMAT, "ids": images.ids, "n_views": n_views, "first": int(drawn), "shape": shape}
+                files.write_json(building / "index.json", {**index, "source": source})
                 building.rename(folder / name)
             except BaseException:
                 shutil.rmtree(building, ignore_errors=True)
@@ -207,22 +222,17 @@ def _remove_dead_builds(folder: Path, name: str) -> None:
                     shutil.rmtree(left, ignore_errors=True)
 
 
-class _Batches:
-    """The features of every image, batch by batch: (first row, view, values (B, ...) float16)."""
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """The pixels of every view of every image, batch by batch: (first row, view, (B, size, size, C) uint8)."""
 
-    def __init__(
-        self,
-        trunk: Callable[[Tensor], Tensor],
-        prepare: Callable[[Tensor], Tensor],
-        images: Images,
-        size: int,
-        colours: InputColours,
-        n_views: int,
-        machine: Machine,
-        batch_size: int,
-    ) -> None:
-        self.trunk, self.prepare, self.images, self.size, self.colours = trunk, prepare, images, size, colours
-        self.n_views, self.machine, self.batch_size = n_views, machine, batch_size
+    images: Images
+    size: int
+    colours: InputColours
+    n_views: int
+    batch_size: int
+    draw: Draw | None
+    seed: int
 
     @property
     def n_images(self) -> int:
@@ -231,12 +241,33 @@ class _Batches:
     def __len__(self) -> int:
         return -(-self.n_images // self.batch_size) * self.n_views
 
-    def __iter__(self) -> Iterator[tuple[int, int, npt.NDArray[np.float16]]]:
+    def __iter__(self) -> Iterator[tuple[int, int, Array]]:
         for start in range(0, self.n_images, self.batch_size):
-            rows = range(start, min(start + self.batch_size, self.n_images))
-            pixels = centre(self.images.read(rows), self.size, self.colours)
+            stored = self.images.read(range(start, min(start + self.batch_size, self.n_images)))
+            plain = centre(stored, self.size, self.colours)
             for view in range(self.n_views):
-                yield start, view, self._compute(turned(pixels, view))
+                if self.draw is None:
+                    yield start, view, turned(plain, view)
+                else:
+                    seed = derive_seed(self.seed, self.seed >> 32, view, start)
+                    yield start, view, self.draw(stored, seed) if view else plain
+
+
+@dataclass(frozen=True, eq=False)
+class _Batches:
+    """The features of what is shown, batch by batch: (first row, view, values (B, ...) float16)."""
+
+    trunk: Callable[[Tensor], Tensor]
+    prepare: Callable[[Tensor], Tensor]
+    shown: _Shown
+    machine: Machine
+
+    def __len__(self) -> int:
+        return len(self.shown)
+
+    def __iter__(self) -> Iterator[tuple[int, int, npt.NDArray[np.float16]]]:
+        for start, view, pixels in self.shown:
+            yield start, view, self._compute(pixels)
 
     def _compute(self, pixels: Array) -> npt.NDArray[np.float16]:
         moved = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.machine.device)
@@ -256,10 +287,10 @@ def _write(path: Path, target: Path, batches: _Batches, what: str) -> tuple[int,
     out: npt.NDArray[np.float16] | None = None
     for start, view, values in progress(batches, f"{what}: computing", len(batches), "batches"):
         if out is None:
-            shape = (batches.n_views, batches.n_images, *values.shape[1:])
+            shape = (batches.shown.n_views, batches.shown.n_images, *values.shape[1:])
             _check_room(path.parent, int(np.prod(shape)) * 2, what)
             size = f"{int(np.prod(shape)) * 2 / 1e9:.3g} GB"
-            say(f"{what}: computing {batches.n_images} in {batches.n_views} views to {target} ({size})")
+            say(f"{what}: computing {shape[1]} in {shape[0]} views to {target} ({size})")
             out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
             with path.open("rb+") as file:
                 if hasattr(os, "posix_fallocate"):

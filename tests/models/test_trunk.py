@@ -272,3 +272,18 @@ def test_a_trunk_that_is_used_behind_the_cut_too_is_refused_or_cut_earlier() -> 
         model.backbone.get_submodule(part).requires_grad_(False)
     split = split_trunk(model, images(8))
     assert split.trunk.place == "backbone.first"
+
+
+def test_the_tail_of_an_average_has_the_average_s_weights() -> None:
+    model = build("tf_efficientnet_lite0", 64, 4)
+    split, x = split_trunk(model, images(64, 2)), images(64)
+    other = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.1)
+        tail = split.tail_of(other).eval()
+        features = split.trunk(x)
+        assert torch.allclose(tail(features), other(x), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(tail(features), split.tail.eval()(features), rtol=1e-2, atol=1e-3)
+    assert tail.head.weight is other.head.weight

@@ -43,9 +43,9 @@ def has_augmix(augment: Augment) -> bool:
 def tricks_fit(config: Config) -> None:
     """Refuse combinations that would silently do nothing or something else."""
     _arcface(config)
+    _cached_trunk(config)
     _jsd(config)
     _phases(config)
-    _cached_trunk(config)
     if config.model.zero_init_last and config.model.pretrained:
         raise ValueError(
             "model.zero_init_last would undo pretrained weights; set model.pretrained to false, or leave it"
@@ -89,6 +89,8 @@ def _uses(config: Config) -> Iterator[tuple[Section, str, str, bool, str]]:
     yield (augment, "augment", "on", drawn or bool(config.train.phases), "augment.preset, augment.train or augment.add")
     for key in ("mode", "area", "count"):
         yield (erase, "augment.erase", key, erase.prob > 0, "augment.erase.prob above 0")
+    freeze = config.model.freeze
+    yield (freeze, "model.freeze", "cache_views", freeze.cache, "model.freeze.cache")
     yield (balance, "balance", "beta", balance.loss_weights == "effective", "balance.loss_weights effective")
     yield (balance, "balance", "rare_below", balance.rare_preset is not None, "balance.rare_preset")
     yield (optim, "optim", "lr_batch", optim.lr_scaling != "none", "optim.lr_scaling")
@@ -276,9 +278,27 @@ def _cached_trunk(config: Config) -> None:
         raise ValueError("model.freeze.cache needs frozen stages; set model.freeze.stages")
     if not config.input.cache:
         raise ValueError("model.freeze.cache keeps features beside decoded images; set input.cache to true")
-    augment, mix = config.augment, config.mix
-    if augment.preset != "none" or augment.train or augment.add or augment.erase.prob:
-        raise ValueError("model.freeze.cache trains on model.freeze.cache_views alone; set augment.preset to none")
+    augment, mix, views = config.augment, config.mix, config.model.freeze.cache_views
+    draws = bool(augment.add) or (augment.preset != "none" if augment.train is None else bool(augment.train))
+    if isinstance(views, str) and draws:
+        raise ValueError(
+            f"model.freeze.cache trains on the views '{views}' alone; set augment.preset to none, or "
+            "model.freeze.cache_views to how many draws of augment to store"
+        )
+    if isinstance(views, int) and not draws:
+        raise ValueError(
+            f"model.freeze.cache_views {views} stores draws of augment, which leaves images as they are; set "
+            "augment.preset, or cache_views to flips"
+        )
+    if augment.erase.prob:
+        raise ValueError("model.freeze.cache has no pixels to erase while it trains; set augment.erase.prob to 0")
+    if config.loss.jsd:
+        raise ValueError("model.freeze.cache shows one view of an image at a time; set loss.jsd to 0")
+    if isinstance(views, int) and config.teacher.distill.how == "online":
+        raise ValueError(
+            f"model.freeze.cache_views {views} are drawn, and teacher.distill.how 'online' asks about flips and turns "
+            "alone; set how to stored, or cache_views to flips"
+        )
     if mix.mixup or mix.cutmix:
         raise ValueError("model.freeze.cache stores features of single images; set mix.mixup and mix.cutmix to 0")
     if config.balance.rare_preset is not None:

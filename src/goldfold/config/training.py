@@ -35,8 +35,8 @@ class Freeze(Section):
     )
     batch_norm: bool = Field(False, description="Batch-norm statistics and scales stay in every layer")
     cache: bool = Field(False, description="Run the frozen stages once over cache_views, train the rest from the store")
-    cache_views: Literal["none", "flip", "flips", "d4"] = Field(
-        "flips", description="Views of each image in that store; an epoch draws one an image"
+    cache_views: Literal["none", "flip", "flips", "d4"] | Positive = Field(
+        "flips", description="Views of each image in that store, or how many augment draws; an epoch takes one an image"
     )
 
 

@@ -97,7 +97,7 @@ class FeatureBatches(Dataset[TrainBatch | GoldfoldError]):
 
     def __getitems__(self, request: Request) -> TrainBatch | GoldfoldError:
         rng = np.random.default_rng(derive_seed(request.seed, VIEW))
-        views = rng.integers(self.features.n_views, size=len(request.rows))
+        views = rng.integers(self.features.first, self.features.n_views, size=len(request.rows))
         stored = self.features.read(self.examples.rows[request.rows], views)
         return _batch(stored, self.examples, request.rows, views)
 

@@ -26,6 +26,11 @@ class Split:
 
     trunk: Trunk
     tail: Classifier
+    cut: _Cut
+
+    def tail_of(self, model: Classifier) -> Classifier:
+        """That part of another network of the same build, such as an average of this one's weights, and its modules."""
+        return _tail(model, self.cut)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,20 +238,40 @@ class Tail(Classifier):
         return super().forward(self.feed.put(images), metadata)
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """``places``: names and output shapes of the trunk's modules, the last one where the features come out.
+
+    ``image``: shape of the images that it was found with; ``layout``: the features' memory format.
+    """
+
+    places: tuple[tuple[str, torch.Size | None], ...]
+    image: torch.Size
+    layout: torch.memory_format
+
+
 def _split(model: Classifier, images: Tensor, places: list[_Place]) -> Split:
     trunk = Trunk(model, places[-1].name)
     output = trunk(images[:1])
     channels_last = output.ndim == 4 and output.is_contiguous(memory_format=torch.channels_last)
-    feed = _Feed(images.shape, torch.channels_last if channels_last else torch.contiguous_format)
-    new: dict[str, nn.Module] = {place.name: _Blank(place.module, feed, place.shape) for place in places[:-1]}
-    new[trunk.place] = _Enter(places[-1].module, feed)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    cut = _Cut(tuple((place.name, place.shape) for place in places), images.shape, layout)
+    return Split(trunk, _tail(model, cut), cut)
+
+
+def _tail(model: Classifier, cut: _Cut) -> Tail:
+    feed = _Feed(cut.image, cut.layout)
+    old = {name: model.get_submodule(name) for name, _ in cut.places}
+    new: dict[str, nn.Module] = {name: _Blank(old[name], feed, shape) for name, shape in cut.places[:-1]}
+    last = cut.places[-1][0]
+    new[last] = _Enter(old[last], feed)
     copies: dict[int, nn.Module] = {}
     tail = cast(Tail, _with_replaced(model, "", new, copies))
     tail.__class__ = Tail
     tail.feed = feed
-    gone = {id(module) for place in places for module in place.module.modules()}
+    gone = {id(module) for part in old.values() for module in part.modules()}
     tail.frozen = [copies.get(id(module), module) for module in model.frozen if id(module) not in gone]
-    return Split(trunk, tail)
+    return tail
 
 
 def _with_replaced(module: nn.Module, name: str, new: dict[str, nn.Module], copies: dict[int, nn.Module]) -> nn.Module:

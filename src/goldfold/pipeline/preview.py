@@ -59,7 +59,7 @@ def make_sections(config: Config, workspace: Workspace, photos: int, draws: int,
     if photos < 1 + mixed or draws < 1:
         what = f"{photos} photos and {draws} draws are too few"
         raise BadInput("augment-preview", what, "ask for 1 or more of each" + ", and 2 photos for mixing" * mixed)
-    if config.model.freeze.cache:
+    if config.model.freeze.cache and isinstance(config.model.freeze.cache_views, str):
         what = "training goes by stored features of model.freeze.cache_views, so there is nothing to draw"
         raise BadInput("model.freeze.cache", what, "set model.freeze.cache=false to see the images")
     data = load_competition(config.competition, workspace.root)

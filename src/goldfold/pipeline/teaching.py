@@ -157,13 +157,14 @@ def _distilled(lesson: Lesson, job: FoldJob) -> FoldJob:
         online = OnlineTeacher(bundles, lesson.excluded)
         if not config.model.freeze.cache:
             return replace(job, teacher=online)
-        stores = Stores(_labelled_pools(lesson, job), lesson.cache)
+        stores, shown = Stores(_labelled_pools(lesson, job), lesson.cache), config.model.freeze.cache_views
+        assert isinstance(shown, str)  # drawn ones are refused when the configuration is read
         views = label_views(
             online,
             lesson.machine,
             lambda spec: _joined(stores, spec),
             stores.chosen,
-            config.model.freeze.cache_views,
+            shown,
             fold=job.fold,
             task=job.task,
             leaky=lesson.leaky,

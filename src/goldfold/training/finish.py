@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ from goldfold.seeds import seed_everything
 from goldfold.training.checkpoint import save_state
 from goldfold.training.job import AUGMENT, BATCH_NORM, FoldJob
 from goldfold.training.session import Session, make_loader, prepared, save
-from goldfold.tta import IDENTITY, ViewTable, combine, make_views, single_view
+from goldfold.tta import IDENTITY, View, ViewTable, combine, make_views, single_view
 
 
 def validate(job: FoldJob, machine: Machine, session: Session) -> dict[str, float | None]:
     """Scores of a single view at the test size; the views of ``tta`` are for the final predictions."""
     found: list[Any] = [None]
     if session.accelerator.is_main_process:
-        seen = _validation_view(job, machine, session.evaluated)
+        seen = _validation_view(job, machine, session, session.evaluated)
         session.validated = (session.progress.epoch, seen)
         found = [_scores(job, seen)]
     # Batch-norm statistics differ between processes; all must agree on when to stop.
@@ -91,7 +92,7 @@ def finish(job: FoldJob, machine: Machine, session: Session) -> None:
         model = predictor(machine, model)
         recipe = job.recipe
         auto = recipe.tta.views == "auto"
-        oof = _predict_valid(job, machine, model, _seen_before(session, chosen, train.keep))
+        oof = _predict_valid(job, machine, session, model, _seen_before(session, chosen, train.keep))
         fold = np.full(len(job.valid_ids), job.fold, dtype=np.int64)
         Predictions(job.valid_ids, oof, job.task.classes, job.run, fold).write(paths.oof, job.id_column)
         if auto:
@@ -152,7 +153,7 @@ def _averaged(job: FoldJob, machine: Machine, session: Session) -> list[int] | N
 
     def evaluate(state: dict[str, Tensor]) -> float:
         put(state)
-        value = _scores(job, _validation_view(job, machine, session.model))[job.metrics[0].name]
+        value = _scores(job, _validation_view(job, machine, session, session.model))[job.metrics[0].name]
         return math.nan if value is None else value
 
     if train.soup.method == "uniform":
@@ -220,17 +221,36 @@ def predictor(machine: Machine, model: Classifier) -> Classifier:
     return copy.deepcopy(model).to(memory_format=predicting.memory_format)  # type: ignore[call-overload, no-any-return]
 
 
-def _validation_view(job: FoldJob, machine: Machine, model: Classifier) -> Floats:
+def _validation_view(job: FoldJob, machine: Machine, session: Session, model: Classifier) -> Floats:
     """Probabilities (N, C) of the validation images in a single view."""
     images = job.images if job.valid_images is None else job.valid_images
+    view = single_view(job.recipe.tta, job.spec.size)
+    stored = _from_store(job, machine, session, model, [view], {})
+    if stored:
+        return stored[view.name]
     return predict_views(
         predictor(machine, model),
         images,
         rows_of(images, job.valid_ids),
-        views=[single_view(job.recipe.tta, job.spec.size)],
+        views=[view],
         metadata=job.valid_metadata,
         **_common(job, machine),
     )[0]
+
+
+def _from_store(
+    job: FoldJob, machine: Machine, session: Session, model: Classifier, views: Sequence[View], known: dict[str, Floats]
+) -> dict[str, Floats]:
+    """``known``, by view, with those views of the validation images whose features are stored: only the tail runs."""
+    stored, same = session.stored, job.valid_images is None or job.valid_images is job.images
+    if stored is None or not same or (job.recipe.tta.size or job.spec.size) != stored.size:
+        return known
+    rows = rows_of(job.images, job.valid_ids)
+    lacking = {name: number for name, number in stored.find(views).items() if name not in known}
+    return known | {
+        name: stored.predict(job, machine.predicting, model, rows, number, job.valid_metadata)
+        for name, number in lacking.items()
+    }
 
 
 def _seen_before(session: Session, averaged: list[int] | None, keep: str) -> Floats | None:
@@ -241,11 +261,12 @@ def _seen_before(session: Session, averaged: list[int] | None, keep: str) -> Flo
     return seen if epoch == session.progress.epoch else None
 
 
-def _predict_valid(job: FoldJob, machine: Machine, model: Classifier, seen: Floats | None) -> Floats:
+def _predict_valid(job: FoldJob, machine: Machine, session: Session, model: Classifier, seen: Floats | None) -> Floats:
     """Out-of-fold predictions (N, C). With ``tta.views: auto`` those of the identity, and views.parquet for the choice."""
     tta, images = job.recipe.tta, job.images if job.valid_images is None else job.valid_images
-    known = {} if seen is None else {single_view(tta, job.spec.size).name: seen}
     views = make_views(tta, job.spec.size)
+    known = {} if seen is None else {single_view(tta, job.spec.size).name: seen}
+    known = _from_store(job, machine, session, model, views, known)
     rows = rows_of(images, job.valid_ids)
     if tta.views != "auto":
         common = _common(job, machine)

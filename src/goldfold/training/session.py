@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -30,18 +29,15 @@ from goldfold.data import (
     TrainBatch,
     counted_rows,
     draw_rows,
-    parts_of,
     train_loader,
 )
-from goldfold.errors import BadInput
-from goldfold.features import Features, JoinedFeatures, open_features
 from goldfold.images import ImageSpec
 from goldfold.images.colour import InputColours
 from goldfold.losses import JointLoss, make_joint
 from goldfold.machine import Machine
 from goldfold.measuring import compile_steps
 from goldfold.models import Classifier, build_model, set_frozen, trainable_names, try_sizes
-from goldfold.models.trunk import split_trunk
+from goldfold.models.depthwise import quicken_depthwise
 from goldfold.optim import carry_state, make_optimizer, restore_optimizer, scaled_lr
 from goldfold.predict import try_views
 from goldfold.pruning import apply_masks, magnitude_masks
@@ -50,9 +46,7 @@ from goldfold.seeds import derive_seed, seed_everything
 from goldfold.teaching import Teachers, check_teachers, load_teachers
 from goldfold.training.job import INIT, ORDER, FoldJob
 from goldfold.training.plan import Pace, Stretch, at_epoch, make_plan
-
-BEHIND_TRUNK = ("head", "n_logits", "activation", "drop_rate", "metadata", "target_mean", "target_std")
-"""Parts of a network that stored features never depend on."""
+from goldfold.training.stored import Stored, open_stored
 
 
 @dataclass
@@ -88,7 +82,7 @@ class Session:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     loss: JointLoss
-    features: Features | JoinedFeatures | None = None
+    stored: Stored | None = None
     ema: Ema | None = None
     swa: Swa | None = None
     masks: dict[str, Tensor] | None = None
@@ -134,11 +128,13 @@ def start(job: FoldJob, machine: Machine, state: dict[str, Any] | None = None) -
     )
     set_frozen(model, stretch.frozen, recipe.model.freeze.batch_norm)
     model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
+    quicken_depthwise(model)
     try_sizes(model, [job.spec.size, *(other.size for other in plan)])
     try_views(model, recipe.tta)
-    features, tail = None, model
-    if recipe.model.freeze.cache:
-        features, tail = _cached_trunk(job, replace(machine, precision=machine.predicting.precision), model)
+    stored = None
+    if recipe.model.freeze.cache:  # as prediction sees the images, in its precision
+        stored = open_stored(job, replace(machine, precision=machine.predicting.precision), model)
+    tail = model if stored is None else stored.split.tail
     weights = class_weights(recipe.balance, job.examples.targets[_counted(job)], job.task)
     spec = job.spec
     session = Session(
@@ -163,7 +159,7 @@ def start(job: FoldJob, machine: Machine, state: dict[str, Any] | None = None) -
             distill=recipe.teacher.distill,
             projections=projections,
         ),
-        features=features,
+        stored=stored,
         teachers=teachers,
         progress=progress,
     )
@@ -261,8 +257,8 @@ def make_loader(
         world=session.accelerator.num_processes,
     )
     batches: PixelBatches | FeatureBatches
-    if session.features is not None:
-        batches = FeatureBatches(examples, session.features)
+    if session.stored is not None:
+        batches = FeatureBatches(examples, session.stored.features)
     else:
         colours = InputColours.from_config(recipe.input)
         views = 3 if recipe.loss.jsd else 1
@@ -287,53 +283,11 @@ def make_loader(
 
 def prepared(machine: Machine, session: Session, pixels: Tensor, *seed: int) -> Tensor:
     """What the tail takes: normalised images, augmented by ``seed`` where that is done here, or stored features."""
+    if session.stored is not None:
+        return pixels
     if session.device_augment is not None:
         pixels = session.device_augment(pixels, derive_seed(*seed))
-    if session.features is None:
-        return session.model.prepare(pixels, machine.memory_format)
-    values = pixels.float()
-    return values.contiguous(memory_format=machine.memory_format) if values.ndim == 4 else values
-
-
-def _cached_trunk(job: FoldJob, machine: Machine, model: Classifier) -> tuple[JoinedFeatures, Classifier]:
-    """The features of all images, a store for each data set, and the part of the network behind them."""
-    freeze, images = job.recipe.model.freeze, job.examples.images
-    if job.cache is None or images.digest is None:
-        raise BadInput("model.freeze.cache", "features are stored beside decoded images", "set input.cache to true")
-    size = job.recipe.input.size
-    example = torch.zeros(2, size, size, images.shape[2], dtype=torch.uint8, device=machine.device)
-    example[1] = 200
-    split = split_trunk(model, model.prepare(example, machine.memory_format))
-    names = trainable_names(model, freeze.stages, freeze.batch_norm)
-    state = {name: value for name, value in model.backbone.state_dict().items() if f"backbone.{name}" not in names}
-    spec = {key: value for key, value in job.spec.to_dict().items() if key not in BEHIND_TRUNK}
-    key = {"state": digest_state(state), "spec": spec, "stages": freeze.stages, "precision": machine.precision}
-    features = [
-        open_features(
-            job.cache,
-            {**key, "images": part.digest},
-            split.trunk,
-            lambda pixels: model.prepare(pixels, machine.memory_format),
-            part,
-            size,
-            InputColours.from_config(job.recipe.input),
-            freeze.cache_views,
-            machine,
-            what=f"{job.run}: features of the frozen stages",
-        )
-        for part in parts_of(images)
-    ]
-    return JoinedFeatures(features), split.tail
-
-
-def digest_state(state: dict[str, Tensor]) -> str:
-    """A digest of names and values."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
+    return session.model.prepare(pixels, machine.memory_format)
 
 
 def _optimizer(
