@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from goldfold.bundle import read_bundle
 from goldfold.config.schema import Tta
 from goldfold.errors import GoldfoldError
 from goldfold.forward import Shown, answers
 from goldfold.machine import Machine
 from goldfold.memory import ON_CPU, AtOnce
 from goldfold.models import Classifier
-from goldfold.predict import predict_members, predict_views
+from goldfold.predict import SHARE_OF_MEMORY, bundle_views, in_groups, predict_members, predict_views
 from goldfold.records import Floats, Ints
 from goldfold.tta import View, make_views
+from tests.inference.packs import Kind, make_members
 from tests.models.networks import MULTI, build
 
 SIZE, ROWS = 32, 21
@@ -163,6 +166,32 @@ def test_members_of_other_colours_do_not_share() -> None:
     other = build(size=SIZE, input={"colour": "hsv"})
     with pytest.raises(ValueError, match="not shown the same pixels"):
         predict([*members(1), Shown(other, VIEWS)])
+
+
+def test_bundles_name_the_same_view_objects_for_the_same_words(tmp_path: Path) -> None:
+    """Or networks would not share what they are shown."""
+    kind = Kind("run", folds=2, input={"size": SIZE}, views=[{"HorizontalFlip": {}}, {"VerticalFlip": {}}])
+    first, second = (read_bundle(part.folder) for part in make_members(tmp_path, [kind], 4)["run"].parts)
+    some = replace(second, chosen=("identity", "VerticalFlip"))
+    views = bundle_views(first)
+    assert bundle_views(second) == views
+    assert bundle_views(some) == [view for view in views if view.name in ("identity", "VerticalFlip")]
+    larger = replace(some, model=replace(some.model, size=2 * SIZE), views="ten-crop", chosen=None)
+    assert not set(bundle_views(larger)) & set(bundle_views(replace(first, views="ten-crop")))
+
+
+def test_bundles_are_grouped_by_what_they_see_and_what_memory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = [Kind("a", folds=3, input={"size": SIZE}), Kind("b", folds=2, input={"size": SIZE, "colour": "hsv"})]
+    sources = make_members(tmp_path, kinds, 4)
+    folders = [part.folder for source in sources.values() for part in source.parts]
+    assert in_groups(folders, CPU) == [folders[:3], folders[3:]]
+    size = max((folder / "model.safetensors").stat().st_size for folder in folders)
+    monkeypatch.setattr("goldfold.predict.free_memory", lambda device: 2 * size / SHARE_OF_MEMORY)
+    assert in_groups(folders, CPU) == [folders[:2], folders[2:3], folders[3:]]
+    monkeypatch.setattr("goldfold.predict.free_memory", lambda device: 0)
+    assert in_groups(folders, CPU) == [[folder] for folder in folders]
 
 
 def test_no_rows_and_no_members() -> None:

@@ -61,8 +61,6 @@ class Classifier(nn.Module):
         # (x / 255 - mean) / std, with both constants scaled to pixels of 0..255 once. Not in the state: the spec has them.
         self._shift = torch.tensor(spec.mean).view(1, -1, 1, 1) * 255
         self._scale = 1 / (torch.tensor(spec.std).view(1, -1, 1, 1) * 255)
-        known = spec.target_mean is not None and spec.target_std is not None
-        self._target = torch.tensor([spec.target_mean, spec.target_std]) if known else None
 
     def forward(self, images: Tensor, metadata: Tensor | None = None) -> Tensor:
         pooled = self.pooled(images)
@@ -156,11 +154,9 @@ class Classifier(nn.Module):
             return logits.sigmoid()
         if self.spec.activation == "cumulative":
             return grades(logits.sigmoid())
-        if self._target is None:
+        if self.spec.target_mean is None or self.spec.target_std is None:
             return logits
-        if self._target.device != logits.device:
-            self._target = self._target.to(logits.device)  # once: a copy at every batch makes a GPU wait
-        return logits * self._target[1] + self._target[0]
+        return logits * logits.new_tensor(self.spec.target_std) + logits.new_tensor(self.spec.target_mean)
 
     def train(self, mode: bool = True) -> Classifier:
         super().train(mode)
