@@ -12,7 +12,20 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "goldfold"
 LAYERS = (
     ("errors", "files", "progress", "seeds", "cores", "config", "records", "tasks", "paths", "tricks"),
-    ("folds", "metrics", "images", "augment", "mix", "losses", "schedules", "tta", "balance", "metadata", "lr_range"),
+    (
+        "folds",
+        "metrics",
+        "images",
+        "augment",
+        "mix",
+        "losses",
+        "schedules",
+        "tta",
+        "balance",
+        "metadata",
+        "lr_range",
+        "memory",
+    ),
     (
         "machine",
         "measuring",
@@ -26,7 +39,7 @@ LAYERS = (
         "teaching",
         "tracking",
     ),
-    ("training", "predict"),
+    ("training", "forward", "predict"),
     ("rounds", "ensemble", "submission", "inference", "kaggle"),
     ("pipeline",),
     ("demo", "canary"),

@@ -11,6 +11,7 @@ import torch
 
 from goldfold.config.schema import Train, Tta
 from goldfold.errors import BadInput, GoldfoldError
+from goldfold.forward import Shown
 from goldfold.images import Images
 from goldfold.machine import find_machine
 from goldfold.models import Classifier
@@ -109,8 +110,8 @@ def test_a_view_that_fails_and_a_merge_that_fails_leave_the_mode(
 def test_a_prediction_that_is_abandoned_leaves_the_mode(end: str, model: Classifier) -> None:
     """Nobody asks for the second batch."""
     was = model.training
-    batches = _batches(model, IMAGES, ALL, VIEWS, 4, MACHINE, SIZE, None, {}, "")
-    assert tuple(next(batches).shape) == (2, 4, 3)
+    batches = _batches([Shown(model, VIEWS)], IMAGES, ALL, 4, MACHINE, SIZE, "")
+    assert [tuple(seen.shape) for seen in next(batches)] == [(2, 4, 3)]
     assert not torch.is_inference_mode_enabled()  # between batches the caller's own code runs
     if end == "closed":
         batches.close()  # type: ignore[attr-defined]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,18 +14,23 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from goldfold.bundle import Bundle
+from goldfold.bundle import Bundle, read_bundle
 from goldfold.config.schema import Tta
 from goldfold.errors import BadInput, GoldfoldError
-from goldfold.images import Images
+from goldfold.forward import Shown, answers, on_device, on_host
+from goldfold.images import Images, ImageSpec
 from goldfold.images.batches import plain_loader, rows_of
 from goldfold.images.colour import InputColours
 from goldfold.machine import Machine
+from goldfold.memory import AtOnce, free_memory
 from goldfold.models import Classifier
 from goldfold.progress import progress
 from goldfold.records import Floats, Ints, Predictions
 from goldfold.tasks import Task
 from goldfold.tta import IDENTITY, View, make_views, merge, pick_views, single_view
+
+SHARE_OF_MEMORY = 0.25
+"""Of what is free, the most that the weights of networks that are predicted together may take."""
 
 
 def predict_images(
@@ -41,13 +49,8 @@ def predict_images(
     what: str = "predicting",
 ) -> Floats:
     """Probabilities (N, C) float32 of ``rows``, the views merged by ``how``. The rest is as for ``predict_views``."""
-    parts = [
-        merge(list(batch), how, yes_or_no=task.activation == "sigmoid").numpy()
-        for batch in _batches(
-            model, images, rows, views, batch_size, machine, size or model.spec.size, metadata, known or {}, what
-        )
-    ]
-    return task.normalise(np.concatenate(parts) if parts else np.zeros((0, len(task.classes)), dtype=np.float32))
+    shown = Shown(model, views, metadata, known or {}, what)
+    return _merged([shown], [task], [how], images, rows, batch_size, machine, size or model.spec.size, what)[0]
 
 
 def predict_views(
@@ -68,15 +71,37 @@ def predict_views(
 
     ``size``: side in pixels to which images are brought before the views; None: that of the network's input. ``metadata``
     (N, M) belongs to ``rows``. ``known``: by a view's name what it gave of these rows before, which is not computed again.
-    Raises GoldfoldError when the network gives NaN.
+    ``batch_size``: the most images at once; fewer where memory is short (``AtOnce``).
+    Raises GoldfoldError when the network gives NaN, and when a single image does not fit into memory.
     """
-    side = size or model.spec.size
-    parts = [
-        batch.numpy()
-        for batch in _batches(model, images, rows, views, batch_size, machine, side, metadata, known or {}, what)
-    ]
+    shown = Shown(model, views, metadata, known or {}, what)
+    parts = [batch[0].numpy() for batch in _batches([shown], images, rows, batch_size, machine, size, what)]
     empty = np.zeros((len(views), 0, len(task.classes)), dtype=np.float32)
     return np.concatenate(parts, axis=1) if parts else empty
+
+
+def predict_members(
+    members: Sequence[Shown],
+    images: Images,
+    rows: Ints,
+    *,
+    batch_size: int,
+    machine: Machine,
+    size: int | None = None,
+    what: str = "predicting",
+) -> list[Floats]:
+    """Probabilities (V, N, C) float32 of each member's views of the same ``rows``: an image is read once for all members.
+
+    ``size``: side to which images are brought for all of them; None: that of the first one's input. The rest is as for
+    ``predict_views``. Raises ValueError where the members' colours differ.
+    """
+    parts = [
+        [each.numpy() for each in found] for found in _batches(members, images, rows, batch_size, machine, size, what)
+    ]
+    if not parts:
+        empty = [member.model.probabilities(torch.zeros(0, member.model.spec.n_logits)) for member in members]
+        return [np.zeros((len(m.views), *e.shape), dtype=np.float32) for m, e in zip(members, empty, strict=True)]
+    return [np.concatenate(found, axis=1) for found in zip(*parts, strict=True)]
 
 
 @contextmanager
@@ -90,44 +115,78 @@ def in_inference(model: Classifier) -> Iterator[None]:
         model.train(was_training)
 
 
-@torch.inference_mode()
-def _batches(
-    model: Classifier,
+def _merged(
+    members: Sequence[Shown],
+    tasks: Sequence[Task],
+    how: Sequence[str],
     images: Images,
     rows: Ints,
-    views: Sequence[View],
     batch_size: int,
     machine: Machine,
-    size: int,
-    metadata: Floats | None,
-    known: Mapping[str, Floats],
+    size: int | None,
     what: str,
-) -> Iterator[Tensor]:
-    """Batch by batch the probabilities (V, B, C) on the CPU."""
-    if not len(rows):
-        return
-    if all(view.name in known for view in views):
-        yield torch.from_numpy(np.stack([known[view.name] for view in views]))
-        return
-    pinned = machine.device.type == "cuda"
-    colours = InputColours(model.spec.colour, model.spec.local_mean)
-    loader = plain_loader(images, rows, size, batch_size, workers=machine.workers, pin_memory=pinned, colours=colours)
-    with in_inference(model):
-        start = 0
-        for pixels in progress(loader, what, len(loader), "batches"):
-            place = slice(start, start + len(pixels))
-            columns = None if metadata is None else metadata[place]
-            start += len(pixels)
-            batch = forward_views(
-                model, pixels, views, machine, columns, {name: values[place] for name, values in known.items()}
-            )
-            if not batch.isfinite().all():
-                mend = "train with a lower optim.lr, or with train.precision=fp32"
-                raise GoldfoldError(f"{what}: the network gives NaN; {mend}")
-            yield batch
+) -> list[Floats]:
+    """Probabilities (N, C) float32 of each member, merged batch by batch: the views of all rows may be large."""
+    parts = [
+        [
+            merge(list(seen), way, yes_or_no=task.activation == "sigmoid").numpy()
+            for seen, way, task in zip(batch, how, tasks, strict=True)
+        ]
+        for batch in _batches(members, images, rows, batch_size, machine, size, what)
+    ]
+    if not parts:
+        return [task.normalise(np.zeros((0, len(task.classes)), dtype=np.float32)) for task in tasks]
+    return [task.normalise(np.concatenate(found)) for task, found in zip(tasks, zip(*parts, strict=True), strict=True)]
 
 
 @torch.inference_mode()
+def _batches(
+    members: Sequence[Shown],
+    images: Images,
+    rows: Ints,
+    batch_size: int,
+    machine: Machine,
+    size: int | None,
+    what: str,
+) -> Iterator[list[Tensor]]:
+    """Batch by batch the probabilities (V, B, C) of each member on the CPU."""
+    if not len(rows) or not members:
+        return
+    if all(view.name in member.known for member in members for view in member.views):
+        yield [torch.from_numpy(np.stack([member.known[view.name] for view in member.views])) for member in members]
+        return
+    colours, *others = {InputColours(member.model.spec.colour, member.model.spec.local_mean) for member in members}
+    if others:
+        raise ValueError(f"networks that see {colours} and {others} are not shown the same pixels")
+    loader = plain_loader(
+        images,
+        rows,
+        size or members[0].model.spec.size,
+        batch_size,
+        workers=machine.workers,
+        pin_memory=machine.device.type == "cuda",
+        colours=colours,
+    )
+    at_once = AtOnce(batch_size, machine.device, machine.precision, what)
+
+    def computed() -> Iterator[list[Tensor]]:
+        start = 0
+        for pixels in on_device(progress(loader, what, len(loader), "batches"), machine.device):
+            place = slice(start, start + len(pixels))
+            start += len(pixels)
+            yield answers([member.of(place) for member in members], pixels, machine, at_once)
+
+    with ExitStack() as modes:
+        for member in members:
+            modes.enter_context(in_inference(member.model))
+        for found in on_host(computed()):
+            for member, seen in zip(members, found, strict=True):
+                if not seen.isfinite().all():
+                    mend = "train with a lower optim.lr, or with train.precision=fp32"
+                    raise GoldfoldError(f"{member.name or what}: the network gives NaN; {mend}")
+            yield found
+
+
 def forward_views(
     model: Classifier,
     pixels: Tensor,
@@ -139,23 +198,10 @@ def forward_views(
     """Probabilities (V, B, C) float32 on the CPU of uint8 ``pixels`` (B, S, S, C), a forward pass a view.
 
     ``model`` is in eval mode on the machine's device. ``metadata`` (B, M); ``known``: by a view's name what it gave of
-    these images before, (B, C).
+    these images before, (B, C). Shown in parts as ``predict_views`` does.
     """
-    prepared = model.prepare(pixels.to(machine.device, non_blocking=True), machine.memory_format)
-    columns = None
-    if metadata is not None and metadata.shape[1]:
-        columns = torch.from_numpy(metadata).to(machine.device)
-    seen = []
-    for view in views:
-        if known and view.name in known:
-            seen.append(torch.from_numpy(known[view.name]).to(machine.device))
-            continue
-        # Turning an image may change its memory format, and convolutions would pay for it.
-        shown = view(prepared).contiguous(memory_format=machine.memory_format)
-        with machine.autocast():
-            logits = model(shown, columns)
-        seen.append(model.probabilities(logits))
-    return torch.stack(seen).cpu()
+    at_once = AtOnce(len(pixels), machine.device, machine.precision, "predicting")
+    return answers([Shown(model, views, metadata, known or {})], pixels, machine, at_once)[0].cpu()
 
 
 def try_views(model: Classifier, tta: Tta) -> None:
@@ -194,13 +240,21 @@ def try_views(model: Classifier, tta: Tta) -> None:
 
 def bundle_views(bundle: Bundle) -> list[View]:
     """The views that a bundle predicts with. Raises BadInput where it names views that there are not."""
+    views = _named_views(json.dumps(bundle.views, sort_keys=True), bundle.model.size, bundle.chosen)
+    return list(views)
+
+
+@lru_cache(maxsize=64)
+def _named_views(views: str, size: int, chosen: tuple[str, ...] | None) -> tuple[View, ...]:
+    """The same objects for the same words: networks that are shown one view share it."""
     try:
-        settings = Tta(views=bundle.views)
+        settings = Tta(views=json.loads(views))
     except ValidationError:
-        raise BadInput("bundle.json", f"there are no views {bundle.views!r}", "export it with this version") from None
-    if bundle.chosen is None:
-        return make_views(settings, bundle.model.size)
-    return pick_views(settings, bundle.model.size, bundle.chosen)
+        raise BadInput("bundle.json", f"there are no views {views}", "export it with this version") from None
+    if chosen is None:
+        return tuple(make_views(settings, size))
+    known = {view.name: view for view in _named_views(views, size, None)}
+    return tuple(known.get(view.name, view) for view in pick_views(settings, size, chosen))
 
 
 def predict_bundle(
@@ -214,27 +268,75 @@ def predict_bundle(
     what: str,
     frame: pd.DataFrame | None = None,
 ) -> Predictions:
-    """Predictions of ``ids`` by a loaded bundle, over the views and at the size that it was made with.
+    """Predictions of ``ids`` by a loaded bundle. The rest is as for ``predict_bundles``."""
+    loaded = [(bundle, model)]
+    return predict_bundles(loaded, images, ids, batch_size=batch_size, machine=machine, what=what, frame=frame)[0]
 
-    ``frame``: the CSV's rows of ``ids`` in their order, for a network that knows metadata. Raises BadInput without it.
+
+def predict_bundles(
+    loaded: Sequence[tuple[Bundle, Classifier]],
+    images: Images,
+    ids: Sequence[str],
+    *,
+    batch_size: int,
+    machine: Machine,
+    what: str,
+    names: Sequence[str] = (),
+    frame: pd.DataFrame | None = None,
+) -> list[Predictions]:
+    """Predictions of ``ids`` by loaded bundles of one ``sight``, each over the views and at the size that it was made with.
+
+    An image is read once for all of them. ``names``: of the bundles, in messages. ``frame``: the CSV's rows of ``ids`` in
+    their order, for networks that know metadata. Raises BadInput without it.
     """
-    metadata = None
-    if bundle.metadata is not None:
-        if frame is None:
-            raise BadInput(what, "the network needs the CSV's metadata columns", "predict from a CSV that has them")
-        metadata = bundle.metadata.transform(frame, what, bundle.id_column)
-    model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
-    values = predict_images(
-        model,
+    members = []
+    for place, (bundle, model) in enumerate(loaded):
+        model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
+        metadata = _metadata_of(bundle, frame, what)
+        members.append(Shown(model, bundle_views(bundle), metadata, name=names[place] if names else what))
+    values = _merged(
+        members,
+        [bundle.task for bundle, _ in loaded],
+        [bundle.merge for bundle, _ in loaded],
         images,
         rows_of(images, ids),
-        task=bundle.task,
-        views=bundle_views(bundle),
-        how=bundle.merge,
-        batch_size=batch_size,
-        machine=machine,
-        size=bundle.side,
-        metadata=metadata,
-        what=what,
+        batch_size,
+        machine,
+        loaded[0][0].side if loaded else None,
+        what,
     )
-    return Predictions(tuple(ids), values, bundle.task.classes, bundle.run)
+    return [
+        Predictions(tuple(ids), found, bundle.task.classes, bundle.run)
+        for (bundle, _), found in zip(loaded, values, strict=True)
+    ]
+
+
+def _metadata_of(bundle: Bundle, frame: pd.DataFrame | None, what: str) -> Floats | None:
+    if bundle.metadata is None:
+        return None
+    if frame is None:
+        raise BadInput(what, "the network needs the CSV's metadata columns", "predict from a CSV that has them")
+    return bundle.metadata.transform(frame, what, bundle.id_column)
+
+
+def sight(bundle: Bundle) -> tuple[ImageSpec, int, str, str]:
+    """What bundles must have in common to be shown the same pixels: the stored images, their side, the colours."""
+    return bundle.images, bundle.side, bundle.model.colour, bundle.model.local_mean
+
+
+def in_groups(folders: Sequence[Path], machine: Machine) -> list[list[Path]]:
+    """Bundles' folders that are predicted together, in order: of one ``sight``, and as many as memory has room for.
+
+    Raises BadInput for a broken bundle.
+    """
+    room = SHARE_OF_MEMORY * free_memory(machine.device)
+    groups: list[list[Path]] = []
+    last, used = None, 0
+    for folder in folders:
+        seen, size = sight(read_bundle(folder)), (folder / "model.safetensors").stat().st_size
+        if seen != last or used + size > room:
+            groups.append([])
+            used = 0
+        groups[-1].append(folder)
+        last, used = seen, used + size
+    return groups

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from goldfold.images import ImageSpec
-from goldfold.inference.devices import find_devices, free_memory, is_device_failure, is_out_of_memory, machine_for
+from goldfold.inference.devices import find_devices, is_device_failure, machine_for
 from goldfold.kaggle.pack import PackMember
+from goldfold.memory import free_memory, is_out_of_memory
 
 MEMBER = PackMember(
     "m", 1.0, None, None, False, False, "flip", "mean", 16, ImageSpec(16, 3, "squash", "area", "full"), 8, "auto", True,
@@ -74,4 +75,6 @@ def test_errors_of_devices_and_of_memory_are_told_apart() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"))
+    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
     assert not is_out_of_memory(RuntimeError("CUDA error: out of resources"))
+    assert not is_out_of_memory(ValueError("out of memory"))

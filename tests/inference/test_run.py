@@ -22,6 +22,7 @@ from goldfold.inference.networks import Network
 from goldfold.inference.run import Settings, main, predict
 from goldfold.kaggle.manifest import write_manifest
 from goldfold.machine import Machine
+from goldfold.models import Classifier
 from goldfold.records import Predictions
 from tests.inference.packs import TASK, Example, Kind, make_example, write_test_set
 
@@ -292,18 +293,19 @@ def test_full_memory_halves_the_batch_and_loses_nothing(
     example: Example, settings: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown: list[int] = []
-    forward = networks.forward_views
+    forward = Classifier.forward
 
-    def small(model: Any, pixels: Tensor, *rest: Any) -> Tensor:
-        if len(pixels) > 1:
+    def small(self: Classifier, images: Tensor, metadata: Any = None) -> Tensor:
+        if len(images) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        shown.append(len(pixels))
-        return forward(model, pixels, *rest)
+        shown.append(len(images))
+        return forward(self, images, metadata)
 
-    monkeypatch.setattr(networks, "forward_views", small)
+    monkeypatch.setattr(Classifier, "forward", small)
     given = settings(example)
     assert predict(given) == 0
-    assert len(shown) == 24 * 6
+    assert len(shown) == 24 * 2 * (1 + 2 + 2)  # images, folds, views of the three members
+    monkeypatch.undo()
     ids = list(example.test()["id"])
     assert values_of(submission(given), ids) == pytest.approx(example.expected().take(ids).values, abs=1e-5)
     assert "memory is full; 2 images at once from now on" in capsys.readouterr().err
@@ -312,14 +314,14 @@ def test_full_memory_halves_the_batch_and_loses_nothing(
 def test_one_image_that_is_too_large_costs_the_network(
     example: Example, settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = networks.forward_views
+    forward = Classifier.forward
 
-    def none(model: Any, pixels: Tensor, *rest: Any) -> Tensor:
-        if model.spec.size == 32:
+    def none(self: Classifier, images: Tensor, metadata: Any = None) -> Tensor:
+        if self.spec.size == 32:
             raise MemoryError
-        return forward(model, pixels, *rest)
+        return forward(self, images, metadata)
 
-    monkeypatch.setattr(networks, "forward_views", none)
+    monkeypatch.setattr(Classifier, "forward", none)
     given = settings(example)
     assert predict(given) == 0
     assert folds_of(given) == {"cheap": 2, "other": 2, "strong": 0}
@@ -329,16 +331,16 @@ def test_one_image_that_is_too_large_costs_the_network(
 def test_nan_in_half_precision_is_computed_again_in_float32(
     example: Example, settings: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    forward, machine_for = networks.forward_views, networks.machine_for
+    forward, machine_for = networks.answers, networks.machine_for
     monkeypatch.setattr(
         networks, "machine_for", lambda member, device: replace(machine_for(member, device), precision="bf16")
     )
 
-    def overflowing(model: Any, pixels: Tensor, views: Any, machine: Machine, *rest: Any) -> Tensor:
-        seen = forward(model, pixels, views, machine, *rest)
-        return seen if machine.precision == "fp32" else seen * torch.nan
+    def overflowing(members: Any, pixels: Tensor, machine: Machine, at_once: Any) -> list[Tensor]:
+        seen = forward(members, pixels, machine, at_once)
+        return seen if machine.precision == "fp32" else [each * torch.nan for each in seen]
 
-    monkeypatch.setattr(networks, "forward_views", overflowing)
+    monkeypatch.setattr(networks, "answers", overflowing)
     given = settings(example)
     assert predict(given) == 0
     assert submission(given).equals(example.submission(example.expected()))
@@ -348,13 +350,13 @@ def test_nan_in_half_precision_is_computed_again_in_float32(
 def test_a_network_that_gives_nan_is_left_out(
     example: Example, settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = networks.forward_views
+    forward = networks.answers
 
-    def broken(model: Any, *rest: Any) -> Tensor:
-        seen = forward(model, *rest)
-        return seen * torch.nan if model.spec.size == 16 else seen
+    def broken(members: Any, *rest: Any) -> list[Tensor]:
+        seen = forward(members, *rest)
+        return [each * torch.nan for each in seen] if members[0].model.spec.size == 16 else seen
 
-    monkeypatch.setattr(networks, "forward_views", broken)
+    monkeypatch.setattr(networks, "answers", broken)
     given = settings(example)
     assert predict(given) == 0
     assert folds_of(given) == {"cheap": 0, "other": 2, "strong": 2}
@@ -366,15 +368,15 @@ def test_a_network_that_gives_nan_is_left_out(
 def test_a_device_that_breaks_down_leaves_its_work_to_the_others(
     example: Example, settings: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    forward = networks.forward_views
+    forward = networks.answers
     calls = iter(range(1000))
 
-    def failing(*arguments: Any) -> Tensor:
+    def failing(*arguments: Any) -> list[Tensor]:
         if next(calls) == 5:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return forward(*arguments)
 
-    monkeypatch.setattr(networks, "forward_views", failing)
+    monkeypatch.setattr(networks, "answers", failing)
     given = settings(example)
     assert predict(given, devices=[torch.device("cpu")] * 2) == 0
     assert submission(given).equals(example.submission(example.expected()))
@@ -385,14 +387,14 @@ def test_a_device_that_breaks_down_leaves_its_work_to_the_others(
 def test_a_bug_in_a_networks_code_costs_that_network_alone(
     example: Example, settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = networks.forward_views
+    forward = networks.answers
 
-    def buggy(model: Any, *rest: Any) -> Tensor:
-        if model.spec.size == 24:
+    def buggy(members: Any, *rest: Any) -> list[Tensor]:
+        if members[0].model.spec.size == 24:
             raise IndexError("out of range")
-        return forward(model, *rest)
+        return forward(members, *rest)
 
-    monkeypatch.setattr(networks, "forward_views", buggy)
+    monkeypatch.setattr(networks, "answers", buggy)
     given = settings(example)
     assert predict(given) == 0
     assert report(given)["failed"]["other fold0"] == "other fold0: IndexError: out of range"

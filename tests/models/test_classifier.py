@@ -44,6 +44,18 @@ def test_preparation_is_x_over_255_minus_mean_over_std(channels: int, layout: to
     assert model(prepared).shape == (2, 3)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_preparation_in_pieces_is_normalisation_to_the_bit(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(channels=channels)
+    pixels = torch.randint(0, 256, (5, 7, 9, channels), dtype=torch.uint8)
+    images = pixels.permute(0, 3, 1, 2).float().expand(-1, model.spec.in_chans, -1, -1)
+    for cached in (1, 2 * 7 * 9 * channels, 1 << 18):
+        monkeypatch.setattr("goldfold.models.classifier.CACHED", cached)
+        assert torch.equal(model.prepare(pixels), model.normalise(images))
+        assert torch.equal(model.prepare(pixels[:, :, 1:6]), model.normalise(images[..., 1:6]))
+    assert model.prepare(pixels[:0]).shape == (0, model.spec.in_chans, 7, 9)
+
+
 def test_means_come_from_the_configuration_first() -> None:
     assert build(mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5)).spec.mean == (0.1, 0.2, 0.3)
     assert build().spec.mean == pytest.approx(backbone_defaults("test_efficientnet")["mean"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from goldfold.cli import main
+from goldfold.images import LazyImages
+from goldfold.images.cache import Rows
+from goldfold.images.decode import Pixels
 from tests.pipeline.competitions import make_competition
 
 FOLD = {
@@ -130,6 +134,25 @@ def test_predict_agrees_with_the_training_run(project: Path) -> None:
     again = pd.read_parquet(project / "runs/tiny/predict-test.parquet").set_index("id").sort_index()
     assert list(trained.index) == list(again.index)
     assert np.abs(trained.to_numpy() - again.to_numpy()).max() < 1e-6
+
+
+def test_predict_reads_each_image_once_for_all_folds(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_competition(project)
+    main(["train", str(config), "train.epochs=1", "tta.views=flips", "input.cache=false", "train.workers=0"])
+    read: Counter[int] = Counter()
+    whole = LazyImages.read
+
+    def counted(images: LazyImages, rows: Rows) -> Pixels:
+        read.update(np.asarray(rows).tolist())
+        return whole(images, rows)
+
+    monkeypatch.setattr(LazyImages, "read", counted)
+    assert main(["predict", "tiny", "--out", "together.parquet"]) == 0
+    assert read == Counter(dict.fromkeys(range(12), 1))
+    monkeypatch.setattr("goldfold.predict.free_memory", lambda device: 0)
+    assert main(["predict", "tiny", "--out", "apart.parquet"]) == 0
+    assert set(read.values()) == {3}  # where memory is short, once a fold
+    pd.testing.assert_frame_equal(pd.read_parquet("together.parquet"), pd.read_parquet("apart.parquet"))
 
 
 def test_a_changed_weight_file_is_noticed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

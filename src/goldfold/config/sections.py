@@ -248,7 +248,7 @@ class Tta(Section):
     candidates: Views | Transforms = Field("d4", description="What auto chooses from, beside the picture as it is")
     max_views: Positive = Field(8, description="Most views that auto takes")
     min_gain: NotNegative = Field(1e-6, description="Smallest gain in the metric for which auto takes a view")
-    batch_size: Positive = Field(128, description="Images a batch at prediction")
+    batch_size: Positive = Field(128, description="Most images at once at prediction; halved where memory is full")
 
 
 class Tracking(Section):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import torch
 
 from goldfold.kaggle.pack import PackMember
@@ -43,26 +40,10 @@ def describe(device: torch.device) -> str:
     return f"CPU ({torch.get_num_threads()} threads)"
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a forward pass may take now; a guess on the CPU, where it is not known."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        found = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
-        return int(found["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
 def is_device_failure(error: BaseException) -> bool:
     """Whether an error is the GPU's and not the network's."""
     text = str(error)
     return isinstance(error, RuntimeError) and any(name in text for name in ("CUDA error", "CUBLAS", "CUDNN", "cuDNN"))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether fewer images at once would do."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -8,21 +8,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from goldfold.bundle import Bundle
 from goldfold.errors import BadInput, GoldfoldError
+from goldfold.forward import Shown, answers
 from goldfold.images.colour import InputColours
-from goldfold.inference.devices import first_line, free_memory, is_out_of_memory, machine_for
+from goldfold.inference.devices import first_line, machine_for
 from goldfold.inference.inputs import HiddenRows
 from goldfold.inference.reader import THREADS
 from goldfold.kaggle.pack import Pack, PackFold, PackMember, find_damage, load_bundle, read_bundle
 from goldfold.machine import Machine
+from goldfold.memory import AtOnce, free_memory
 from goldfold.metadata import MetadataEncoder
 from goldfold.models import Classifier
-from goldfold.predict import bundle_views, forward_views
+from goldfold.predict import bundle_views
 from goldfold.progress import warn
 from goldfold.records import Floats
 from goldfold.tta import View, merge, pixel_share
@@ -51,7 +52,7 @@ class Unit:
 class Network:
     """A loaded network on one device, and what shows it images. ``metadata`` (N, M) of all rows, or None.
 
-    ``most``: images that it takes at once, which falls when memory runs out.
+    ``at_once``: how many images it takes, which falls when memory runs out.
     """
 
     unit: Unit
@@ -60,7 +61,7 @@ class Network:
     views: Sequence[View]
     colours: InputColours
     metadata: Floats | None
-    most: int
+    at_once: AtOnce
 
     def predict(self, pixels: Tensor, metadata: Floats | None) -> Floats:
         """Probabilities (B, C) float32 of uint8 ``pixels`` (B, S, S, C), the views merged, as ``goldfold predict`` has them.
@@ -68,33 +69,16 @@ class Network:
         When memory runs out, half of the images are shown at once from then on, and nothing is lost. A network that gives
         NaN in half precision goes on in float32. Raises GoldfoldError when it still does, or when one image is too much.
         """
-        parts = [slice(start, start + self.most) for start in range(0, len(pixels), self.most)]
-        if len(parts) > 1:
-            return np.concatenate(
-                [self.predict(pixels[part], None if metadata is None else metadata[part]) for part in parts]
-            )
-        try:
-            seen = forward_views(self.model, pixels, self.views, self.machine, metadata)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(pixels) < 2:
-                raise GoldfoldError(f"{self.unit.name}: one image does not fit into memory") from None
-            self.most = (len(pixels) + 1) // 2
-        else:
-            if seen.isfinite().all():
-                bundle = self.unit.bundle
-                merged = merge(list(seen), bundle.merge, yes_or_no=bundle.task.activation == "sigmoid")
-                return bundle.task.normalise(merged.numpy())
-            if self.machine.precision == "fp32":
-                raise GoldfoldError(f"{self.unit.name}: the network gives NaN")
-            warn(f"{self.unit.name}: gives NaN in {self.machine.precision}; it goes on in float32")
-            self.machine = replace(self.machine, precision="fp32")
-            return self.predict(pixels, metadata)
-        # Outside the except clause, whose error would keep the failed pass's memory.
-        if self.machine.device.type == "cuda":
-            torch.cuda.empty_cache()
-        warn(f"{self.unit.name}: memory is full; {self.most} images at once from now on")
+        shown = Shown(self.model, self.views, metadata, name=self.unit.name)
+        seen = answers([shown], pixels, self.machine, self.at_once)[0].cpu()
+        if seen.isfinite().all():
+            bundle = self.unit.bundle
+            merged = merge(list(seen), bundle.merge, yes_or_no=bundle.task.activation == "sigmoid")
+            return bundle.task.normalise(merged.numpy())
+        if self.machine.precision == "fp32":
+            raise GoldfoldError(f"{self.unit.name}: the network gives NaN")
+        warn(f"{self.unit.name}: gives NaN in {self.machine.precision}; it goes on in float32")
+        self.machine = replace(self.machine, precision="fp32")
         return self.predict(pixels, metadata)
 
 
@@ -163,7 +147,7 @@ class Loader:
                     bundle_views(unit.bundle),
                     InputColours(unit.bundle.model.colour, unit.bundle.model.local_mean),
                     metadata,
-                    _fitting(unit, device),
+                    AtOnce(_fitting(unit, device), device, machine.precision, unit.name),
                 )
             )
         self.seconds = self.now() - begun

@@ -22,7 +22,7 @@ import goldfold
 from goldfold import files
 from goldfold.errors import BadInput, GoldfoldError, some
 from goldfold.inference.budget import Deadline
-from goldfold.inference.devices import CPU, describe, find_devices, first_line, free_memory
+from goldfold.inference.devices import CPU, describe, find_devices, first_line
 from goldfold.inference.engine import Engine, Room
 from goldfold.inference.frontier import fits_of_pack
 from goldfold.inference.inputs import HiddenRows, find_competition, find_pack, read_test
@@ -30,6 +30,7 @@ from goldfold.inference.networks import find_units
 from goldfold.inference.reader import THREADS
 from goldfold.inference.tally import Part, all_prior, make_submission, score_of, write_submission
 from goldfold.kaggle.pack import NAME, read_pack, verify
+from goldfold.memory import free_memory
 from goldfold.paths import KAGGLE_INPUT, KAGGLE_WORKING, environment_dir
 from goldfold.progress import say, warn
 

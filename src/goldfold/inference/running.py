@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from goldfold.errors import GoldfoldError
+from goldfold.forward import to_device
 from goldfold.images.centre import centre
 from goldfold.inference.devices import first_line, is_device_failure
 from goldfold.inference.networks import Network, Unit
@@ -98,6 +99,7 @@ class _Lane:
         self.first_images, self.first_seconds = 0, 0.0
         self._ready: queue.Queue[tuple[int, Tensor] | Exception | None] = queue.Queue(AHEAD)
         self._halt = threading.Event()
+        self._copying: torch.cuda.Stream | None = None
         self.threads = [
             threading.Thread(target=work, name=f"{THREADS}{name}", daemon=True)
             for name, work in (("feed", self._feed), ("compute", self._compute))
@@ -122,9 +124,19 @@ class _Lane:
         pixels = self.shown.read(np.arange(batch.start, batch.stop))
         tensor = torch.from_numpy(centre(pixels, self.network.unit.bundle.side, self.network.colours))
         if self.network.machine.device.type == "cuda":
-            tensor = tensor.pin_memory()
+            tensor = self._sent(tensor.pin_memory())
         self.fed += max(time.monotonic() - begun - (self.shown.waited - waited), 0.0)
         return tensor
+
+    def _sent(self, pixels: Tensor) -> Tensor:
+        """On the GPU, copied beside what it computes; where it is when there is no room for it."""
+        device = self.network.machine.device
+        if self._copying is None:
+            self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._copying):
+            found = to_device(pixels, device)
+        self._copying.synchronize()
+        return found
 
     def _put(self, item: tuple[int, Tensor] | Exception | None) -> None:
         while not self._over():
@@ -164,6 +176,8 @@ class _Lane:
         if metadata is not None:
             metadata = metadata[self.first_row + batch.start : self.first_row + batch.stop]
         begun = self.now()
+        if pixels.is_cuda:  # or the feeding thread's stream would use the memory again too soon
+            pixels.record_stream(torch.cuda.current_stream(pixels.device))
         values = self.network.predict(pixels, metadata)
         seconds = self.now() - begun
         self.progress.values[batch] = values

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from goldfold.errors import BadInput
@@ -14,6 +15,9 @@ from goldfold.models.spec import ModelSpec
 
 TRAINING_ONLY = ("auxiliary.", "projections.")
 """Parts that only a training has use for."""
+
+CACHED = 1 << 18
+"""Values that are normalised at a time: a megabyte, which stays in a processor's cache."""
 
 
 class Classifier(nn.Module):
@@ -99,10 +103,29 @@ class Classifier(nn.Module):
 
     def prepare(self, pixels: Tensor, memory_format: torch.memory_format = torch.channels_last) -> Tensor:
         """uint8 pixels (B, H, W, C) on the device → normalised float32 images (B, in_chans, H, W)."""
-        images = pixels.permute(0, 3, 1, 2).float()
-        if images.shape[1] != self.spec.in_chans:
-            images = images.expand(-1, self.spec.in_chans, -1, -1)
-        return self.normalise(images).contiguous(memory_format=memory_format)
+        if self.spec.normalise == "fixed":
+            images = self._prepare_fixed(pixels)
+        else:
+            images = self.normalise(pixels.permute(0, 3, 1, 2).float().expand(-1, self.spec.in_chans, -1, -1))
+        return images.contiguous(memory_format=memory_format)
+
+    def _prepare_fixed(self, pixels: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, in_chans, H, W): ``normalise`` to the bit, with less traffic through memory."""
+        shift, scale = self._constants(pixels.device)
+        if pixels.device.type != "cpu":
+            return (pixels.permute(0, 3, 1, 2).float() - shift).mul_(scale)
+        if pixels.shape[3] != self.spec.in_chans:  # grey: of each of the 256 values what the channels make of it
+            table = ((torch.arange(256.0).view(1, 1, -1, 1) - shift) * scale).reshape(self.spec.in_chans, 256).T
+            return F.embedding(pixels[..., 0].int(), table.contiguous()).permute(0, 3, 1, 2)
+        # A row of constants is as fast as memory; three over and over are not. A few images at a time stay in the cache.
+        count, height, width, channels = pixels.shape
+        row_shift, row_scale = (constant.flatten().repeat(width) for constant in (shift, scale))
+        images = torch.empty(count, height, width * channels)
+        step = max(CACHED // max(height * width * channels, 1), 1)
+        for start in range(0, count, step):
+            part = images[start : start + step]
+            part.copy_(pixels[start : start + step].reshape(part.shape)).sub_(row_shift).mul_(row_scale)
+        return images.view(pixels.shape).permute(0, 3, 1, 2)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) of 0..255 → what the network takes, of the same shape."""

@@ -12,7 +12,7 @@ from goldfold.paths import Workspace, find_input
 from goldfold.pipeline.competition import locate_images, read_rows
 from goldfold.pipeline.jobs import cache_folder
 from goldfold.pipeline.settling import recalled
-from goldfold.predict import predict_bundle
+from goldfold.predict import in_groups, predict_bundles
 from goldfold.records import average
 
 
@@ -41,23 +41,20 @@ def predict_run(name: str, workspace: Workspace, csv: Path | None, pattern: str 
     machine = recalled(config.train, paths.record).predicting
     stores: dict[ImageSpec, Images] = {}
     parts = []
-    for folder in folders:
-        bundle, model = load_bundle(folder)
-        if bundle.images not in stores:
-            stores[bundle.images] = open_images(
-                cache_folder(config, workspace), ids, images, bundle.images, what=csv.name
-            )
-        parts.append(
-            predict_bundle(
-                bundle,
-                model,
-                stores[bundle.images],
-                ids,
-                batch_size=config.tta.batch_size,
-                machine=machine,
-                what=f"{name} {folder.name}: predicting",
-                frame=rows,
-            )
+    for group in in_groups(folders, machine):
+        loaded = [load_bundle(folder) for folder in group]
+        spec = loaded[0][0].images
+        if spec not in stores:
+            stores[spec] = open_images(cache_folder(config, workspace), ids, images, spec, what=csv.name)
+        parts += predict_bundles(
+            loaded,
+            stores[spec],
+            ids,
+            batch_size=config.tta.batch_size,
+            machine=machine,
+            what=f"{name} {', '.join(folder.name for folder in group)}: predicting",
+            names=[f"{name} {folder.name}" for folder in group],
+            frame=rows,
         )
     out = out or paths.folder / f"predict-{csv.stem}.parquet"
     average(parts, name).write(out, settings.id)

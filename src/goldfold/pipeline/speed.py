@@ -17,14 +17,13 @@ from goldfold.images import ImageSpec
 from goldfold.images.centre import centre
 from goldfold.images.colour import InputColours
 from goldfold.images.decode import Pixels, in_threads, load_specs
+from goldfold.memory import AtOnce
 from goldfold.pipeline.settling import recalled
 from goldfold.predict import bundle_views, forward_views
 from goldfold.tta import pixel_share
 
 SECONDS = 2.0
 """A network predicts for at least so long, and a batch more to warm up."""
-ON_CPU = 32
-"""Images a batch on a CPU, where larger ones are no faster and take long."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def measure_speed(config: Config, folders: Sequence[Path], images: dict[ImageSpe
     machine = recalled(config.train, folders[0].parent / "run.json").predicting
     model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
     views, colours = bundle_views(bundle), InputColours(bundle.model.colour, bundle.model.local_mean)
-    size = min(config.tta.batch_size, ON_CPU) if machine.device.type == "cpu" else config.tta.batch_size
+    size = AtOnce(config.tta.batch_size, machine.device, machine.precision, "").most
     stored = images[bundle.images]
     rows = np.arange(size) % len(stored)
     metadata = None if bundle.metadata is None else np.zeros((size, bundle.metadata.width), dtype=np.float32)

@@ -14,7 +14,7 @@ from goldfold.errors import BadInput, some
 from goldfold.images import Images, ImageSpec, open_images
 from goldfold.machine import Machine
 from goldfold.paths import FoldPaths
-from goldfold.predict import predict_bundle
+from goldfold.predict import in_groups, predict_bundles
 from goldfold.records import Floats, Predictions
 from goldfold.rounds.teachers import Run
 from goldfold.tasks import Task
@@ -106,32 +106,35 @@ def predicted_voices(
     Each network is in inference mode, in the machine's precision, and sees the images by its own bundle: stored size,
     channels, colours, views, metadata. Raises BadInput for other classes and as ``Run.bundles`` and ``open_images`` do.
     """
-    return {
-        run.name: [_predict(path, run.name, fold, stores, task, machine, batch_size) for path in run.bundles(fold)]
-        for run in runs
-    }
+    return {run.name: _predict(run.name, run.bundles(fold), stores, task, machine, batch_size) for run in runs}
 
 
 def _predict(
-    path: FoldPaths, name: str, fold: int | None, stores: Stores, task: Task, machine: Machine, batch_size: int
-) -> Floats:
-    bundle, model = load_bundle(path.folder)
-    _check_classes(path.bundle, bundle.task.classes, task)
-    parts = []
-    for number, pool in enumerate(stores.pools):
-        rows = pd.Index(pool.ids).get_indexer(pd.Index(pool.chosen))
-        found = predict_bundle(
-            bundle,
-            model,
-            stores.open(number, bundle.images),
-            pool.chosen,
-            batch_size=batch_size,
-            machine=machine,
-            what=f"{name} {path.folder.name}: {pool.what}",
-            frame=pool.frame.iloc[rows],
-        )
-        parts.append(found.values)
-    return np.concatenate(parts)
+    name: str, paths: Sequence[FoldPaths], stores: Stores, task: Task, machine: Machine, batch_size: int
+) -> list[Floats]:
+    """(N, C) of each bundle of a run; those that see the same pixels read them once."""
+    found: list[Floats] = []
+    for group in in_groups([path.folder for path in paths], machine):
+        loaded = [load_bundle(folder) for folder in group]
+        for folder, (bundle, _) in zip(group, loaded, strict=True):
+            _check_classes(folder / "bundle.json", bundle.task.classes, task)
+        parts = []
+        for number, pool in enumerate(stores.pools):
+            rows = pd.Index(pool.ids).get_indexer(pd.Index(pool.chosen))
+            parts.append(
+                predict_bundles(
+                    loaded,
+                    stores.open(number, loaded[0][0].images),
+                    pool.chosen,
+                    batch_size=batch_size,
+                    machine=machine,
+                    what=f"{name} {', '.join(folder.name for folder in group)}: {pool.what}",
+                    names=[f"{name} {folder.name}: {pool.what}" for folder in group],
+                    frame=pool.frame.iloc[rows],
+                )
+            )
+        found += [np.concatenate([each.values for each in own]) for own in zip(*parts, strict=True)]
+    return found
 
 
 def _check_classes(where: Path, classes: tuple[str, ...], task: Task) -> None:
