@@ -188,7 +188,7 @@ def _check_files(data: CompetitionData, further: Sequence[ExternalData | Unlabel
     missing = [(path, name) for path, name in _named_images(data, further) if not os.path.isfile(path)]  # noqa: PTH113 - twice as fast as Path.is_file
     if missing:
         ids = some(name for _, name in missing)
-        what = f"{len(missing)} images do not exist, such as {missing[0][0]} (ids {ids})"
+        what = f"{len(missing)} image files do not exist, such as {missing[0][0]} (ids {ids})"
         raise BadInput("competition.image_path", what, "mend the pattern, or take their rows out of the CSV")
 
 

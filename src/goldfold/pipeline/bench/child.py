@@ -22,20 +22,27 @@ def run_child(job: str, argument: dict[str, Any], cores: int | None = None) -> A
     """What ``job`` returns in a new process, bound to the first ``cores`` cores. Raises CannotMeasure when it fails."""
     with tempfile.TemporaryDirectory(prefix="goldfold-bench-") as folder:
         result = Path(folder) / "result.json"
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", "goldfold.pipeline.bench.child", str(result)],
-            input=json.dumps({"job": job, "argument": argument, "cores": cores}),
-            stderr=subprocess.PIPE,
-            stdout=sys.stderr,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            check=False,
         )
-        if done.returncode == 0:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with process:
+            process.stdin.write(json.dumps({"job": job, "argument": argument, "cores": cores}))
+            process.stdin.close()
+            last = ""
+            for line in process.stdout:
+                say(line.rstrip())  # its progress
+                last = line.strip() or last
+        if process.returncode == 0:
             return files.read_json(result)
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    if done.returncode < 0:
-        raise CannotMeasure(f"its process was ended by signal {-done.returncode} (9: the system ran out of memory)")
-    raise CannotMeasure(lines[-1].removeprefix("goldfold: ") if lines else f"its process ended with {done.returncode}")
+    if process.returncode < 0:
+        raise CannotMeasure(f"its process was ended by signal {-process.returncode} (9: the system ran out of memory)")
+    raise CannotMeasure(last.removeprefix("goldfold: ") or f"its process ended with {process.returncode}")
 
 
 def main() -> int:

@@ -186,7 +186,7 @@ def models_markdown(title: str, record: dict[str, Any], candidates: Sequence[Can
     rows = []
     for each in ranked:
         if each.why is not None:
-            rows.append((each.backbone, f"failed: {each.why}", *[""] * 6))
+            rows.append((each.backbone, "failed", *[""] * 6))
             continue
         spread = "" if each.std is None else f" ± {each.std:.4f}"
         shown = "undefined" if each.mean is None else f"{each.mean:.4f}{spread}"
@@ -196,10 +196,12 @@ def models_markdown(title: str, record: dict[str, Any], candidates: Sequence[Can
     table = tabulate(rows, head, tablefmt="github", disable_numparse=True)
     host = record["host"]
     folds = some(record["folds"], 30) if record["folds"] else "all"
+    failed = "".join(f"- {each.backbone} failed: {each.why}\n" for each in ranked if each.why is not None)
     machine = f"{host['cpu']}, {host['cores']} cores, {', '.join(host['gpus']) or 'no GPU'}"
     epochs, size = record["settings"]["train"]["epochs"], record["settings"]["input"]["size"]
     return (
         f"# Backbones: {title}\n\n    {record['command']}\n\n{table}\n\n"
-        f"{epochs} epochs at {size} px, folds {folds}; mean ± sample standard deviation over folds. {machine}.\n"
+        + (f"{failed}\n" if failed else "")
+        + f"{epochs} epochs at {size} px, folds {folds}; mean ± sample standard deviation over folds. {machine}.\n"
         "Prediction with all views of `tta`; GMACs of one view. front: no other is better in score and prediction speed at once.\n"
     )

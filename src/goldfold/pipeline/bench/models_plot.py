@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from goldfold.pipeline.bench.candidates import Candidate
 from goldfold.progress import warn
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"  # Okabe & Ito's palette: apart for every kind of colour vision
-LABEL_GAP = 0.055
-"""Of the axes' height, the least distance between two labels."""
 
 
 def draw_candidates(candidates: Sequence[Candidate], metric: str, greater_is_better: bool, path: Path) -> bool:
@@ -28,17 +25,21 @@ def draw_candidates(candidates: Sequence[Candidate], metric: str, greater_is_bet
     if not shown:
         warn(f"no {path.name}: no backbone has a score yet")
         return False
-    figure = Figure(figsize=(12, 5.2), dpi=110, facecolor="white")
+    # By score, so that the numbers of the points are ranks; names beside points would cover each other.
+    shown.sort(key=lambda each: float(each.mean or 0), reverse=greater_is_better)
+    figure = Figure(figsize=(13, max(5.2, 1.6 + 0.27 * len(shown))), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.06, "left": 0.07, "right": 0.98, "top": 0.86})
+    panels = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.06, "left": 0.065, "right": 0.73, "top": 0.86})
     way = "higher" if greater_is_better else "lower"
     speed = [float(each.rate or 0) for each in shown]
     memory = [float(each.memory_mb or 0) for each in shown]
     _draw(panels[0], shown, speed, True, greater_is_better, "images a second at prediction, all views")
     _draw(panels[1], shown, memory, False, greater_is_better, "peak memory of training, MB")
     panels[0].set_ylabel(f"{metric} ({way} is better)")
-    figure.text(0.07, 0.93, "Backbones: score against speed and memory", fontsize=13, fontweight="bold")
-    figure.text(0.98, 0.93, "area: parameters; line: no other is better in both", fontsize=9, color=GREY, ha="right")
+    figure.text(0.065, 0.93, "Backbones: score against speed and memory", fontsize=13, fontweight="bold")
+    figure.text(0.73, 0.93, "area: parameters; line: no other is better in both", fontsize=9, color=GREY, ha="right")
+    lines = [f"{rank:>2}  {each.mean:.4f}  {_short(each.backbone)}" for rank, each in enumerate(shown, 1)]
+    figure.text(0.745, 0.86, "\n".join(lines), fontsize=9, family="monospace", va="top", linespacing=1.6)
     files.write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
     return True
 
@@ -60,9 +61,12 @@ def _draw(
     for each, value, score in zip(shown, values, scores, strict=True):
         if each.std is not None:
             axes.errorbar([value], [score], yerr=[each.std], color=GREY, linewidth=0.8, capsize=2, zorder=1)
-    axes.margins(x=0.25, y=0.15)
+    axes.margins(x=0.1, y=0.12)
     _widen(axes, values)
-    _label(axes, shown, values, scores)
+    for rank, (value, score) in enumerate(zip(values, scores, strict=True), 1):
+        axes.annotate(
+            str(rank), (value, score), xytext=(9, 8), textcoords="offset points", ha="center", fontsize=9, zorder=4
+        )
     axes.set_xlabel(label)
     axes.grid(color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -90,35 +94,12 @@ def _widen(axes: Any, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     if high / low < 1.5:
         axes.set_xlim(low / 1.5, high * 1.5)
-    wide = high / low > 30
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    ratio = high / low
+    several = (1.0, 2.0, 3.0, 5.0) if ratio > 4 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if ratio > 30 else several))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _label(axes: Any, shown: Sequence[Candidate], values: Sequence[float], scores: Sequence[float]) -> None:
-    """Names beside their points, towards the middle, moved up where they would cover each other."""
-    taken: list[tuple[float, float]] = []
-    left_log, right_log = (math.log10(edge) for edge in axes.get_xlim())
-    for number in sorted(range(len(shown)), key=lambda each: scores[each]):
-        across = (math.log10(values[number]) - left_log) / (right_log - left_log)
-        height = _height(axes, scores[number])
-        while any(abs(height - other) < LABEL_GAP and abs(across - beside) < 0.45 for beside, other in taken):
-            height += LABEL_GAP / 4
-        taken.append((across, height))
-        to_left = across > 0.6
-        axes.annotate(
-            shown[number].backbone,
-            (values[number], scores[number]),
-            xytext=(across + (-0.035 if to_left else 0.035), height),
-            textcoords="axes fraction",
-            ha="right" if to_left else "left",
-            va="center",
-            fontsize=9,
-            zorder=4,
-        )
-
-
-def _height(axes: Any, score: float) -> float:
-    low, high = axes.get_ylim()
-    return float((score - low) / (high - low))
+def _short(name: str, length: int = 28) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
