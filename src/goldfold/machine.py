@@ -204,11 +204,3 @@ def tune_allocator() -> None:
 def several_processes() -> bool:
     """Whether a launcher started several processes that train one model together."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether fewer images at once would do: torch has a class for a full GPU, and words alone for a full machine."""
-    words = ("can't allocate memory", "not enough memory", "ALLOC_FAILED")  # the last: cuDNN's and cuBLAS's own
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )

@@ -10,7 +10,8 @@ from goldfold import files
 from tests.inference.packs import Example
 
 NEEDED = (
-    "bundle", "config", "ensemble", "errors", "files", "images", "inference", "kaggle", "machine", "metadata", "metrics",
+    "bundle", "config", "cores", "ensemble", "errors", "files", "forward", "images", "inference", "kaggle", "machine",
+    "memory", "metadata", "metrics",
     "models", "paths", "predict", "progress", "records", "seeds", "submission", "tasks", "tta",
 )  # fmt: skip
 """What a kernel may import; every other room, also one that is yet to be built, is removed."""

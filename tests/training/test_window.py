@@ -18,7 +18,8 @@ from torch import Tensor
 
 from goldfold.cli import main
 from goldfold.config import load_config
-from goldfold.machine import find_machine, is_out_of_memory
+from goldfold.machine import find_machine
+from goldfold.memory import is_out_of_memory
 from goldfold.models import Classifier
 from goldfold.paths import Workspace
 from goldfold.pipeline.competition import load_competition

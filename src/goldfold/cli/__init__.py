@@ -11,6 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+from goldfold.cli.bench import add_bench
 from goldfold.cli.budget import add_budget
 from goldfold.cli.data import add_data
 from goldfold.cli.export import add_export
@@ -74,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
         import_module("goldfold.cli.demo").add_demo(commands)
     add_workflow(commands)
     add_tools(commands)
+    add_bench(commands)
     add_data(commands)
     add_export(commands)
     add_budget(commands)

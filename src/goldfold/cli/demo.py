@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goldfold.cli.parsers import Commands
 
 if TYPE_CHECKING:
+    from goldfold.config import Config
     from goldfold.paths import Workspace
 
 
@@ -39,3 +41,22 @@ def demo_command(options: argparse.Namespace, workspace: Workspace) -> int:
         raise
     print(report)
     return 0
+
+
+def bench_experiment(root: Path) -> Config:
+    """The embedded competition and its first experiment under ``root``, for `goldfold bench speed`; without its packages
+    the digits."""
+    from goldfold.config import load_config
+    from goldfold.demo.digits import prepare_digits
+    from goldfold.demo.elpv import prepare_elpv
+    from goldfold.demo.weights import convert_lite
+    from goldfold.errors import BadInput
+    from goldfold.paths import shipped_configs
+
+    try:
+        prepare_elpv(root, 0)
+        convert_lite(0, root / "weights")
+    except BadInput:
+        prepare_digits(root, 0)
+        return load_config(shipped_configs() / "digits" / "resnet.yaml")
+    return load_config(shipped_configs() / "elpv" / "lite0.yaml")

@@ -18,7 +18,7 @@ def add_workflow(commands: Commands) -> None:
     check = commands.add_config(
         "check", check_command, "find everything that could fail later (CONFIG may be a pipeline)"
     )
-    check.add_argument("--no-decode", dest="decode", action="store_false", help="do not decode the images")
+    check.add_argument("--no-decode", dest="decode", action="store_false", help="only see that the images are there")
     folds = commands.add_config("folds", folds_command, "make the fold table, or verify it, and print class counts")
     folds.add_argument("--remake", action="store_true", help="deal anew; scores before and after cannot be compared")
     folds.add_argument("--accept", action="store_true", help="record a changed train CSV whose folds remain valid")

@@ -9,14 +9,10 @@ from typing import Any
 
 from goldfold import files
 from goldfold.config import Config
-from goldfold.errors import BadInput, GoldfoldError, some
+from goldfold.errors import GoldfoldError
 from goldfold.lr_range import centred, plot, ramp, suggest
 from goldfold.paths import Workspace
-from goldfold.pipeline.competition import load_competition
-from goldfold.pipeline.jobs import open_sources
-from goldfold.pipeline.settling import settle
-from goldfold.pipeline.stages import load_folds
-from goldfold.pipeline.teaching import make_job
+from goldfold.pipeline.one_fold import open_fold
 from goldfold.training import find_lr_range
 
 
@@ -32,17 +28,7 @@ def lr_find(
     """Ramp the rate on one fold; writes ``out``.png and ``out``.json. Returns what the JSON holds. Raises BadInput."""
     assert config.name is not None
     ramp(lowest, highest, steps)  # refuses wrong rates before any image is read
-    data = load_competition(config.competition, workspace.root)
-    tables = load_folds(config, data, workspace)
-    table = next((table for table in tables if fold in table.folds), None)
-    if table is None:
-        known = [k for table in tables for k in table.folds]
-        raise BadInput("--fold", f"there is no fold {fold}", f"the folds are {some(known, 30)}")
-    sources = open_sources(config, data, workspace)
-    machine = settle(config, data.task, workspace).machine
-    # The run's folder is named but never made: nothing of this test may look like a training.
-    paths = workspace.run(config.name).fold(fold)
-    job = make_job(config, data, workspace, table, fold, config.train.seed, paths, sources, "", machine)
+    job, machine = open_fold(config, workspace, fold)
     found = find_lr_range(job, machine, lowest, highest, steps)
     title = (
         f"{config.name}, fold {fold}: {config.optim.name}, batch {config.train.batch_size * config.train.accumulate}"

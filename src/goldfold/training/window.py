@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from goldfold.data import TrainBatch
 from goldfold.errors import GoldfoldError
-from goldfold.machine import is_out_of_memory
+from goldfold.memory import is_out_of_memory
 from goldfold.progress import say
 from goldfold.training.session import Session
 
