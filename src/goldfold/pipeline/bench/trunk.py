@@ -84,14 +84,13 @@ def both(config: Config, plan: Plan) -> tuple[Config, Config]:
     training = {"seeds": [], "epochs": 1 if plan.quick else min(config.train.epochs, 6)}
     cached = changed(config, train=training, input={"cache": True, "cache_dir": store})
     views = cached.model.freeze.cache_views
-    if isinstance(views, int):  # drawn by the experiment's own augmentation
-        augment = config.augment.preset
-    else:
-        augment = {"none": "none", "flip": "flips", "flips": "flips", "d4": "flips"}[views]
+    # K views are drawn by the experiment's own augmentation; the others are turns.
+    turns = {"none": "none", "flip": "flips", "flips": "flips", "d4": "flips"}
+    augment = {} if isinstance(views, int) else {"preset": turns[views]}
     plain = changed(
         cached,
         model={"freeze": {**cached.model.freeze.model_dump(), "stages": 0, "cache": False}},
-        augment={"preset": augment},
+        augment=augment,
     )
     return cached, plain
 
