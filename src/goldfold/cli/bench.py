@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -103,11 +103,11 @@ def speed_command(options: argparse.Namespace, workspace: Workspace) -> int:
     return 0
 
 
-def _real_competition() -> Callable[[Path], Config] | None:
+def _real_competition() -> Callable[[Path, Sequence[str]], Config] | None:
     """What lays out the embedded competition; a project made from the template has none."""
     if find_spec("goldfold.cli.demo") is None:
         return None
-    found: Callable[[Path], Config] = import_module("goldfold.cli.demo").bench_experiment
+    found: Callable[[Path, Sequence[str]], Config] = import_module("goldfold.cli.demo").bench_experiment
     return found
 
 

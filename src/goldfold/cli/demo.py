@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ def demo_command(options: argparse.Namespace, workspace: Workspace) -> int:
     return 0
 
 
-def bench_experiment(root: Path) -> Config:
+def bench_experiment(root: Path, overrides: Sequence[str]) -> Config:
     """The embedded competition and its first experiment under ``root``, for `goldfold bench speed`; without its packages
     the digits."""
     from goldfold.config import load_config
@@ -58,5 +59,5 @@ def bench_experiment(root: Path) -> Config:
         convert_lite(0, root / "weights")
     except BadInput:
         prepare_digits(root, 0)
-        return load_config(shipped_configs() / "digits" / "resnet.yaml")
-    return load_config(shipped_configs() / "elpv" / "lite0.yaml")
+        return load_config(shipped_configs() / "digits" / "resnet.yaml", overrides)
+    return load_config(shipped_configs() / "elpv" / "lite0.yaml", overrides)

@@ -46,7 +46,7 @@ class Plan:
     quick: bool = False
     overrides: tuple[str, ...] = ()
     given: Subject | None = None
-    real: Callable[[Path], Config] | None = None
+    real: Callable[[Path, Sequence[str]], Config] | None = None
     fastai_python: str | None = None
     rows: int = 100_000
     photos: int = field(default=PHOTOS)

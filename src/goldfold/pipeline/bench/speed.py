@@ -221,7 +221,7 @@ def _real(plan: Plan) -> Subject:
     if plan.real is not None and not plan.quick:
         root = plan.folder / "real"
         root.mkdir()
-        config = plan.real(root)
+        config = plan.real(root, plan.overrides)
         return Subject(config, Workspace(root), f"the competition {config.competition.name}")
     name, size = ("test_efficientnet", 32) if plan.quick else ("tf_efficientnet_lite0", 128)
     sections: dict[str, dict[str, Any]] = {
