@@ -38,13 +38,14 @@ def test_silent_on_honest_rounds_and_loud_on_each_leaky_form(
     pipeline = make_textures(root, [*HONEST, *LEAKY])
     assert main(["canary", str(pipeline), *SMALL, "--seed", str(seed)]) == 1
     found = record()
-    honest = {"teacher", "pseudo", "distil", "blend"}
+    honest = {step["name"] for step in HONEST}
     assert [check for check in found["checks"] if check["round"] in honest and check["verdict"] != "chance"] == []
     # The alarm rings where the leak went through: the pool's twins, or the twins among other folds' rows.
     sung = {
         ("leaky-pseudo", "pool"),
         ("leaky-distil", "planted"),
         ("leaky-online", "planted"),
+        ("leaky-features", "planted"),
         ("leaky-unlabelled", "pool"),
     }
     assert sung <= alarms(found)
@@ -56,7 +57,8 @@ def test_silent_on_honest_rounds_and_loud_on_each_leaky_form(
 
 
 def test_other_forms_of_teaching(root: Path) -> None:
-    """Batches as augmented, inner folds and blends are honest; what a leaky student teaches is marked, too."""
+    """Inner folds, hard labels, stacks, greedy blends and students that teach are honest; what a leaky student teaches is
+    marked, too."""
     pipeline = make_textures(root, OTHERS)
     assert main(["canary", str(pipeline), *SMALL, "--seed", "1"]) == 1
     found = record()
@@ -123,6 +125,38 @@ def test_a_network_that_remembers_nothing_makes_the_canary_blind(
     assert record()["verdict"] == "blind"
 
 
+def test_views_that_are_chosen_by_score(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are chosen among such as the networks remember, so that honest rounds are silent and not blind."""
+    rounds = [TEACHER, {**PSEUDO, "name": "leaky-pseudo", "leaky": True}]
+    pipeline = make_textures(root, rounds, tta={"views": "auto", "candidates": "d4", "min_gain": 0.5, "merge": "gmean"})
+    assert main(["canary", str(pipeline), *SMALL]) == 1
+    found = record()
+    assert alarms(found) == {("leaky-pseudo", "pool")}
+    assert all(control["memory"] > 0.8 for control in found["controls"] if control["round"] == "teacher")
+    assert "blind" not in capsys.readouterr().out
+    assert {key for key in found["changes"] if key.startswith("tta")} == {"tta.candidates", "tta.min_gain"}
+
+
+def test_the_demos_pipeline_without_a_download(root: Path) -> None:
+    """Two networks, a blend that labels the test images and answers batches, another blend."""
+    assert main(["demo", "--tiny", "--prepare"]) == 0
+    settings = [
+        "model.backbone=test_byobnet",
+        "train.device=cpu",
+        "folds.n=2",
+        *SMALL[:2],
+        *SMALL[4:],
+        "--epochs",
+        "12",
+    ]
+    assert main(["canary", "configs/digits/pipeline.yaml", *settings]) == 0
+    found = json.loads(Path("canary/digits/canary.json").read_text(encoding="utf-8"))
+    assert found["verdict"] == "green"
+    assert {entry["kind"] for entry in found["rounds"]} == {"train", "ensemble", "pseudo_label", "distill"}
+    heard = {"teacher.distill.temperature": 1.0, "teacher.distill.weight": 1.0, "teacher.pseudo.min_prob": 0.0}
+    assert heard.items() <= found["changes"].items()
+
+
 @pytest.mark.parametrize("task", ["binary", "multilabel", "regression"])
 def test_other_tasks(root: Path, task: str) -> None:
     # A leak moves a number's rank less surely than a class, so it takes more rows to see. A number has no thresholds.
@@ -160,7 +194,8 @@ def test_bad_input(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "--rows: 4 rows are too few for 2 folds" in says(pipeline, "--rows", "4")
-    assert "--seeds: 0 is not 1 or more" in says(pipeline, "--seeds", "0")
+    for option in ("--seeds", "--size", "--epochs"):
+        assert f"{option}: 0 is not 1 or more" in says(pipeline, option, "0")
     assert "this is no pipeline" in says("configs/net.yaml")
     assert not Path("canary").exists() or not list(Path("canary").rglob("*.json"))
     assert "did you mean" in says(pipeline, "optim.lrr=1")

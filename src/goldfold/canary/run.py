@@ -22,7 +22,7 @@ from goldfold.canary.checks import (
 )
 from goldfold.canary.plant import Planting, plant
 from goldfold.canary.report import Report
-from goldfold.canary.settings import Listener, changes, kept_overrides, listen, shrink, write_pipeline
+from goldfold.canary.settings import Listener, changes, kept_overrides, listen, needs_alike, shrink, write_pipeline
 from goldfold.config import Config
 from goldfold.errors import BadInput
 from goldfold.images import ImageSpec
@@ -64,7 +64,12 @@ def run_canary(
     originals; ``size``: side of the images in pixels (None: 64, or what an override of input.size says); ``keep``: leave
     the seeds' folders. Raises BadInput before anything runs where the pipeline or the numbers do not fit.
     """
-    for option, number in (("--seeds", seeds), ("--rows", rows), ("--epochs", epochs), ("--size", size or SIZE)):
+    for option, number in (
+        ("--seeds", seeds),
+        ("--rows", rows),
+        ("--epochs", epochs),
+        ("--size", SIZE if size is None else size),
+    ):
         if number < 1:
             raise BadInput(option, f"{number} is not 1 or more")
     if seed < 0:
@@ -147,6 +152,7 @@ def _run_seed(
             epochs=scale.epochs,
             seed=number,
             pool=bool(config.competition.unlabelled),
+            alike=needs_alike(plan.configs.values()),
         )
         for name, config in plan.configs.items()
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from goldfold.config import Config, changed_keys, config_from_dict, dump_yaml
 from goldfold.config.schema import (
     Augment,
     Balance,
+    Distill,
+    DistillRound,
     Folds,
     Freeze,
     Loss,
@@ -34,11 +36,17 @@ FOLD = "goldfold_canary_fold"
 """The column of the canary's train CSV that holds the folds."""
 LR = 1e-3
 BATCH = 16
-OWN = ("competition.", "folds.", "model.weights=", "input.size=", "train.seed=", "train.seeds=")
+OWN = ("competition.", "folds.", "model.weights=", "input.size=", "input.normalise=", "train.seed=", "train.seeds=")
 """Overrides that are settled when the pipeline is read: the canary has its own competition, folds, paths and size, and shifts the seeds."""
 
-EVERY_IMAGE: dict[str, Any] = {"min_prob": 0.0, "top_k": None, "margin": None}
-"""All images of the pool are labelled: on shuffled labels teachers are seldom sure, and the path would go untested."""
+EVERY_IMAGE: dict[str, Any] = {
+    **{"min_prob": 0.0, "top_k": None, "margin": None},
+    **{"power": 1.0, "trim": 0.0, "weight": 1.0, "weighting": "equal", "sampling_prob": None, "cool_down": 0},
+}
+"""All images of the pool are labelled, as the teachers say, and heard in full to the last epoch: on shuffled labels
+teachers are seldom sure, and a path that is walked by few or hardly heard would be silent whatever it carries."""
+NEAR: tuple[dict[str, Any], ...] = ({"Multiply": {"factors": [0.96, 0.98, 1.02, 1.04]}},)
+"""What ``tta.views: auto`` chooses from: pictures that a network knows again, which a mirror image is not."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +60,23 @@ class Listener:
 
 
 def shrink(
-    config: Config, *, root: Path, labels: Sequence[str], folds: int, size: int, epochs: int, seed: int, pool: bool
+    config: Config,
+    *,
+    root: Path,
+    labels: Sequence[str],
+    folds: int,
+    size: int,
+    epochs: int,
+    seed: int,
+    pool: bool,
+    alike: bool = False,
 ) -> Config:
-    """``config`` on the canary's competition, small and made to memorise. What is tested stays: teachers, their
-    weight and network of the rounds, and views that are chosen by score.
+    """``config`` on the canary's competition, small and made to memorise, its teachers heard in full. What is tested stays:
+    who teaches whom and how, and that views are chosen by score.
 
     ``root``: the project's, where weights lie. ``labels``: the task's, in order, as the sample may lack some (empty: the
     task has none). ``pool``: whether there is an unlabelled pool beside the test set. ``seed`` shifts the run's seeds.
+    ``alike``: in plain colours, as ``needs_alike`` says.
     """
     values = config.model_dump(mode="json")
     competition, model, train = values["competition"], values["model"], values["train"]
@@ -78,6 +96,10 @@ def shrink(
     values["folds"] = _defaults(Folds(scheme="column", n=folds, column=FOLD))
     values["input"] |= {"size": size, "resize": "squash", "range": "full", "cache": True}
     values["input"] |= {"cache_size": None, "cache_dir": None}
+    if config.teacher.distill.how == "online":
+        values["input"]["normalise"] = "fixed"  # see needs_alike
+    if alike:
+        values["input"] |= {"colour": "rgb", "local_mean": "none"}
     values["augment"], values["mix"] = _defaults(Augment(preset="none")), _defaults(Mix())
     values["balance"], values["schedule"] = _defaults(Balance()), _defaults(Schedule())
     values["loss"] = _defaults(Loss(margin=config.loss.margin))
@@ -101,13 +123,33 @@ def shrink(
     }
     if config.teacher.pseudo.labels != "none":
         values["teacher"]["pseudo"] |= EVERY_IMAGE
+    values["teacher"]["distill"] |= heard(config.teacher.distill)
     # A network remembers pictures as it saw them, and no augmentation shows them otherwise. Fixed views know no label;
     # views that are chosen by score do.
     values["tta"]["size"] = None
-    if config.tta.views != "auto":
+    if config.tta.views == "auto":
+        values["tta"] |= {"candidates": list(NEAR), "min_gain": Tta().min_gain}
+    else:
         values["tta"] |= {"views": "none", "merge": Tta().merge}
     values["tracking"]["wandb"] = False
     return config_from_dict(values, f"the canary's form of {config.name}")
+
+
+def needs_alike(configs: Iterable[Config]) -> bool:
+    """Whether some student shows its teachers stored images, each its own. Its features are not stored here, so that they
+    see its batches: normalised so that they can undo it, in their own colours."""
+    return any(config.model.freeze.cache and config.teacher.distill.how == "online" for config in configs)
+
+
+def heard(distill: Distill) -> dict[str, Any]:
+    """The keys by which a distillation is heard in full; none where there is none.
+
+    A student of features alone gets the same teachers' probabilities, which say more of a label than features do; these
+    weigh no more than them.
+    """
+    if not distill.weight and not distill.features:
+        return {}
+    return {"weight": 1.0, "temperature": 1.0, "features": min(distill.features, 1.0)}
 
 
 def _defaults(section: Any) -> dict[str, Any]:
@@ -144,6 +186,8 @@ def write_pipeline(folder: Path, plan: Plan, configs: Mapping[str, Config]) -> P
         values = item.step.model_dump(mode="json")
         if isinstance(item.step, PseudoLabelRound):
             values |= EVERY_IMAGE
+        if isinstance(item.step, DistillRound):
+            values |= heard(item.step)
         if isinstance(item.step, TrainRound):
             name = str(item.name)
             files.write_text(folder / f"{name}.yaml", dump_yaml(configs[name]))
