@@ -25,8 +25,11 @@ from goldfold.records import Floats, Ints
 from goldfold.training.job import FoldJob
 from goldfold.tta import View
 
-BEHIND_TRUNK = ("head", "n_logits", "activation", "drop_rate", "metadata", "target_mean", "target_std")
-"""Parts of a network that stored features never depend on."""
+BEHIND_TRUNK = ("head", "n_logits", "activation", "drop_rate", "drop_path_rate", "metadata", "target_mean", "target_std")
+"""Parts of a network that stored features never depend on: they lie behind the trunk, or act in training alone."""
+
+POOLING = ("pool", "reduce")
+"""What lies behind the trunk where that ends inside the backbone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +101,8 @@ def open_stored(job: FoldJob, machine: Machine, model: Classifier) -> Stored:
     split = split_trunk(model, model.prepare(example, machine.memory_format))
     names = trainable_names(model, freeze.stages, freeze.batch_norm)
     state = {name: value for name, value in model.backbone.state_dict().items() if f"backbone.{name}" not in names}
-    spec = {key: value for key, value in job.spec.to_dict().items() if key not in BEHIND_TRUNK}
+    behind = BEHIND_TRUNK + (POOLING if split.trunk.place.startswith("backbone.") else ())
+    spec = {key: value for key, value in job.spec.to_dict().items() if key not in behind}
     key = {"state": digest_state(state), "spec": spec, "stages": freeze.stages, "precision": machine.precision}
     draw = None
     if isinstance(freeze.cache_views, int):
