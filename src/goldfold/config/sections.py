@@ -113,7 +113,7 @@ class Input(Section):
     normalise: Literal["fixed", "image", "image_per_channel"] = Field(
         "fixed", description="Mean and deviation: model.mean and std, each image's own, or each image's channels' own"
     )
-    cache: bool = Field(True, description="Decode and resize once into a memory-mapped store")
+    cache: bool = Field(True, description="Decode and resize once into a store on disk")
     cache_size: Positive | None = Field(
         None, description="Side of stored images; null: size. Larger gives random crops room"
     )

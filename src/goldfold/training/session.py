@@ -70,7 +70,7 @@ class Progress:
 class Session:
     """``model``: the whole network; ``tail``: the part that a step runs (the whole, or what follows a cached trunk).
 
-    ``teachers`` answer on each batch; they are no part of what is saved.
+    ``teachers`` answer on each batch, ``device_augment`` draws this phase's transforms on the device; neither is saved.
     """
 
     accelerator: Accelerator
@@ -89,7 +89,6 @@ class Session:
     teachers: Teachers | None = None
     compiled: bool = False
     device_augment: DeviceAugmenter | None = None
-    """Transforms of this phase's batches, where they run on the device."""
     validated: tuple[int, Floats] | None = None
     """The last validated epoch and the probabilities (N, C) of its single view, where this process computed it."""
     progress: Progress = field(default_factory=Progress)
@@ -267,18 +266,20 @@ def make_loader(
             rare = rare_rows(recipe.balance, examples.targets, job.task, _counted(job))
             other = Augment(preset=recipe.balance.rare_preset, add=stretch.augment.add)
             rare_augment = make_augmenter(other, stretch.size, views, colours, crop=recipe.input.size)
-        if stretch.augment.on == "device":
-            stored, _, channels = examples.images.shape
-            session.device_augment = make_device_augmenter(
-                stretch.augment, stretch.size, stored, channels, crop=recipe.input.size
-            )
-            batches = PixelBatches(examples, as_stored)
-        else:
-            session.device_augment = None
+        augmenter: Callable[..., Any] = as_stored
+        session.device_augment = _device_augmenter(job, stretch)
+        if session.device_augment is None:
             augmenter = make_augmenter(stretch.augment, stretch.size, views, colours, crop=recipe.input.size)
-            batches = PixelBatches(examples, augmenter, rare, rare_augment)
+        batches = PixelBatches(examples, augmenter, rare, rare_augment)
     pinned = machine.device.type == "cuda"
     return order, train_loader(batches, order, workers=machine.workers, pin_memory=pinned)
+
+
+def _device_augmenter(job: FoldJob, stretch: Stretch) -> DeviceAugmenter | None:
+    if stretch.augment.on == "host":
+        return None
+    side, _, channels = job.examples.images.shape
+    return make_device_augmenter(stretch.augment, stretch.size, side, channels, crop=job.recipe.input.size)
 
 
 def prepared(machine: Machine, session: Session, pixels: Tensor, *seed: int) -> Tensor:
