@@ -114,7 +114,15 @@ def test_folds_seeds_and_students_share_a_store(capsys: pytest.CaptureFixture[st
     shared = [*CACHED, "model.pretrained=true", "model.weights=weights.safetensors", "model.freeze.cache_views=flip"]
     assert train("first", *shared, "train.seeds=[7]") == 0
     assert len(stores()) == 1
-    student = ["model.head.hidden=[8]", "model.drop_rate=0.5", "model.drop_path_rate=0.1", "model.pool=gem", "optim.lr=0.1", "teacher.runs=[first]", "train.seed=3"]
+    student = [
+        "model.head.hidden=[8]",
+        "model.drop_rate=0.5",
+        "model.drop_path_rate=0.1",
+        "model.pool=gem",
+        "optim.lr=0.1",
+        "teacher.runs=[first]",
+        "train.seed=3",
+    ]
     distilled = ["teacher.distill.weight=0.5", "teacher.distill.how=online"]
     capsys.readouterr()
     assert train("student", *shared, *student, *distilled) == 0

@@ -25,7 +25,16 @@ from goldfold.records import Floats, Ints
 from goldfold.training.job import FoldJob
 from goldfold.tta import View
 
-BEHIND_TRUNK = ("head", "n_logits", "activation", "drop_rate", "drop_path_rate", "metadata", "target_mean", "target_std")
+BEHIND_TRUNK = (
+    "head",
+    "n_logits",
+    "activation",
+    "drop_rate",
+    "drop_path_rate",
+    "metadata",
+    "target_mean",
+    "target_std",
+)
 """Parts of a network that stored features never depend on: they lie behind the trunk, or act in training alone."""
 
 POOLING = ("pool", "reduce")
