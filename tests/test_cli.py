@@ -109,6 +109,8 @@ def test_debug_shows_where_an_error_was_raised(before: bool, project: Path) -> N
 
 def resolve(schema: dict[str, object], part: dict[str, object]) -> dict[str, object]:
     reference = part.get("$ref")
+    for form in part.get("anyOf", []):  # type: ignore[attr-defined]
+        reference = form.get("$ref", reference)  # a section that a name may stand for
     if isinstance(reference, str):
         node: object = schema
         for key in reference.removeprefix("#/").split("/"):

@@ -422,7 +422,7 @@ ONLINE = ["teacher.runs=[tiny]", "teacher.distill.weight=0.5", "teacher.distill.
     [
         (["folds.seed=1"], ["folds", "seed"]),
         (["competition.classes=[fox, dog, cat]"], ["'tiny'", "classes", "teacher and student need the same labels"]),
-        ([*ONLINE[1:], "input.colour=lab"], ["runs/tiny/fold0", "colour", "stored"]),
+        ([*ONLINE[1:], "input.colour=lab"], ["teacher 'tiny'", "colour", "stored"]),
         ([*ONLINE[1:], "input.normalise=image"], ["input.normalise", "stored"]),
     ],
 )
