@@ -28,15 +28,21 @@ def measure_memory(subject: Subject, plan: Plan, images: int) -> Measurement:
     samples: list[Sample] = []
     for _ in range(min(plan.repeats, 3)):
         found: Sample = {}
-        for name, count in (("base_", images), ("", 10 * images)):
-            peaks = run_child("memory", {"config": subject.config.model_dump(mode="json"), "count": count,
-                                         "photos": [str(path.resolve()) for path in _photos(subject)],
-                                         "folder": str(plan.scratch(f"memory-{count}").resolve())})  # fmt: skip
+        for name, count, epochs in (("base_", images, 10), ("", 10 * images, 1)):
+            argument: dict[str, Any] = {
+                "config": subject.config.model_dump(mode="json"),
+                "count": count,
+                "photos": [str(path.resolve()) for path in _photos(subject)],
+                "folder": str(plan.scratch(f"memory-{count}").resolve()),
+                # As many steps on both, so that the allocator's own growth is no part of the difference.
+                "epochs": epochs,
+            }
+            peaks = run_child("memory", argument)
             found |= {f"{name}{key}": value for key, value in peaks.items()}
         samples.append(found)
     own = [each["own_peak"] / each["base_own_peak"] - 1 for each in samples]
     notes = (
-        "Peaks while an epoch is trained, after the store is built. Without pages of mapped files, which the system drops "
+        "Peaks of as many steps on both, after the store is built. Without pages of mapped files, which the system drops "
         f"when it needs the room: {min(own):+.1%} to {max(own):+.1%}.",
     )
     details = {
@@ -51,8 +57,10 @@ def _photos(subject: Subject) -> list[Path]:
     return sorted((subject.workspace.root / "data" / "images").glob("*.jpg"))
 
 
-def memory_in_child(config: dict[str, Any], count: int, photos: list[str], folder: str) -> dict[str, float]:
-    """Peaks in MB of a training epoch on ``count`` files: ``peak`` resident, ``own_peak`` without mapped files."""
+def memory_in_child(
+    config: dict[str, Any], count: int, photos: list[str], folder: str, epochs: int = 1
+) -> dict[str, float]:
+    """Peaks in MB of training on ``count`` files: ``peak`` resident, ``own_peak`` without mapped files."""
     root = Path(folder)
     paths = link_files([Path(photo) for photo in photos], root / "data" / "images", count)
     labels = np.arange(count) % CLASSES
@@ -60,10 +68,12 @@ def memory_in_child(config: dict[str, Any], count: int, photos: list[str], folde
     job, machine = open_fold(config_from_dict(config, "bench"), Workspace(root))
     session = start(job, machine)
     order, loader = make_loader(job, machine, session, session.stretch)
-    order.epoch = 0
+    rates = pace(session, job)
     _reset_peak()
     with _OwnPeak() as own:
-        train_epoch(job, machine, session, loader, pace(session, job))
+        for epoch in range(epochs):
+            order.epoch = session.progress.epoch = epoch
+            train_epoch(job, machine, session, loader, rates)
     peak = _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"peak": round(peak, 1), "own_peak": round(own.most or peak, 1)}
 
