@@ -181,6 +181,7 @@ def test_a_run_with_drawn_views_repeats_itself() -> None:
         (["augment.add=[{HorizontalFlip: {p: 0.5}}]"], "model.freeze.cache_views to how many draws"),
         (["model.freeze.cache_views=4"], "draws of augment, which leaves images as they are"),
         (["model.freeze.cache_views=0"], "model.freeze.cache_views"),
+        (["augment.preset=light", "augment.on=device", "model.freeze.cache_views=4"], "set augment.on to host"),
         (["augment.erase.prob=0.2"], "augment.erase.prob"),
         (["mix.mixup=0.2"], "mix.mixup"),
         (["mix.cutmix=1.0"], "mix.cutmix"),

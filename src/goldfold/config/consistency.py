@@ -290,6 +290,8 @@ def _cached_trunk(config: Config) -> None:
             f"model.freeze.cache_views {views} stores draws of augment, which leaves images as they are; set "
             "augment.preset, or cache_views to flips"
         )
+    if augment.on == "device":
+        raise ValueError("model.freeze.cache draws while its features are stored; set augment.on to host")
     if augment.erase.prob:
         raise ValueError("model.freeze.cache has no pixels to erase while it trains; set augment.erase.prob to 0")
     if config.loss.jsd:
