@@ -243,10 +243,14 @@ def test_an_interruption_ends_all_processes() -> None:
         found.extend(child.pid for child in multiprocessing.active_children())
         os.kill(os.getpid(), signal.SIGINT)  # to this process alone; a terminal's reaches the others too
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        run_all(time.sleep, [600, 600], 2, processes([]), lost)  # type: ignore[arg-type]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_all(time.sleep, [600, 600], 2, processes([]), lost)  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     assert len(found) == 2
     until(lambda: not multiprocessing.active_children())
