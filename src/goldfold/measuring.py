@@ -30,6 +30,9 @@ MARGIN = 1.15
 LEAST_GFLOPS = 5.0
 """Billions of operations of a training step below which nothing is measured: such a step takes milliseconds, most of them
 outside of the network, and timings of it are noise."""
+LEAST_FOLD = {"cpu": 2e4, "cuda": 2e6}
+"""Billions of operations of a fold's whole training below which nothing is measured: some three minutes' work of two cores
+or of a T4, and measuring takes most of one."""
 PASS_GFLOPS = 30.0
 """What a measured pass on a CPU is cut to: about a second on a slow one."""
 ROUNDS, LEAST_ROUNDS = 9, 5

@@ -49,6 +49,7 @@ class Speeds:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.trains, self.predicts, self.asked = BF16, PLAIN, 0
         monkeypatch.setattr(settling, "LEAST_GFLOPS", 0.0)
+        monkeypatch.setattr(settling, "LEAST_FOLD", {"cpu": 0.0, "cuda": 0.0})
         monkeypatch.setattr(settling, "measure_training", self.training)
         monkeypatch.setattr(settling, "measure_prediction", self.prediction)
 
@@ -63,6 +64,13 @@ class Speeds:
 @pytest.fixture
 def speeds(project: Path, monkeypatch: pytest.MonkeyPatch) -> Speeds:
     return Speeds(monkeypatch)
+
+
+def test_short_trainings_are_not_measured(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settling, "LEAST_GFLOPS", 0.0)
+    assert train("x") == 0
+    assert "TFLOP is soon trained" in record("x")["choice"]["why"]
+    assert not stored()
 
 
 def test_small_networks_are_not_measured(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

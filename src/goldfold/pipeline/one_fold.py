@@ -24,7 +24,8 @@ def open_fold(config: Config, workspace: Workspace, fold: int = 0) -> tuple[Fold
         known = [k for table in tables for k in table.folds]
         raise BadInput("--fold", f"there is no fold {fold}", f"the folds are {some(known, 30)}")
     sources = open_sources(config, data, workspace)
-    machine = settle(config, data.task, workspace).machine
+    images = len(table.train_ids(fold)) * config.train.epochs  # as a run would be settled
+    machine = settle(config, data.task, workspace, images=images).machine
     # The run's folder is named but never made: nothing of this may look like a training.
     paths = workspace.run(config.name).fold(fold)
     job = make_job(config, data, workspace, table, fold, config.train.seed, paths, sources, "", machine)

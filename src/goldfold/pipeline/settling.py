@@ -23,6 +23,7 @@ from goldfold.cores import logical_cores, processor_name
 from goldfold.errors import BadInput
 from goldfold.machine import Choice, Machine, Mode, find_machine, several_processes, usual_choice
 from goldfold.measuring import (
+    LEAST_FOLD,
     LEAST_GFLOPS,
     CannotCompile,
     Compiled,
@@ -78,7 +79,7 @@ def settle(
         return Settled(find_machine(config.train, known[0]), known[1])
     usual = usual_choice(config.train, machine.device)
     store = (cache_folder(config, workspace) or workspace.cache()) / "speeds"
-    measured, why = _measured(config.train, network, usual, machine.device, store / f"{key}.json")
+    measured, why = _measured(config.train, network, usual, machine.device, store / f"{key}.json", images)
     choice = measured.choice(usual)
     where = store / f"{key}-{choice.train.precision}-{'last' if choice.train.channels_last else 'first'}.json"
     compile_it, compiled, told = _compiling(config.train, network, choice, measured, machine.device, where, images)
@@ -127,7 +128,9 @@ def speed_key(machine: Machine, network: Network, train: Train) -> str:
     )[:32]
 
 
-def _measured(train: Train, network: Network, usual: Choice, device: torch.device, store: Path) -> tuple[Measured, str]:
+def _measured(
+    train: Train, network: Network, usual: Choice, device: torch.device, store: Path, images: int
+) -> tuple[Measured, str]:
     """The timings, from ``store`` where they were taken before, and where the choice comes from, in words."""
     training, prediction = ways(train, device)
     if len(training) == len(prediction) == 1:
@@ -136,6 +139,9 @@ def _measured(train: Train, network: Network, usual: Choice, device: torch.devic
         size = network.step_gflops()
         if size < LEAST_GFLOPS:
             return Measured(), f"not measured: a step of {size:.1f} GFLOP is too short to tell"
+        fold = size * images / network.batch_size
+        if fold < LEAST_FOLD[device.type]:
+            return Measured(), f"not measured: a fold of {fold / 1000:.3g} TFLOP is soon trained"
         found = _read(store)
         if found is None:
             say(f"measuring in what {network.spec.backbone} at {network.spec.size} px is fastest here")
