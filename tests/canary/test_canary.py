@@ -12,7 +12,7 @@ import torch
 
 from goldfold.cli import main
 from goldfold.rounds.teachers import Run
-from tests.canary.textures import HONEST, LEAKY, OTHERS, PSEUDO, SMALL, TEACHER, UNLABELLED, make_textures
+from tests.canary.textures import DISTIL, HONEST, LEAKY, OTHERS, PSEUDO, SMALL, TEACHER, UNLABELLED, make_textures
 from tests.contract.test_formats import documented, written
 
 
@@ -63,9 +63,12 @@ def test_other_forms_of_teaching(root: Path) -> None:
     assert main(["canary", str(pipeline), *SMALL, "--seed", "1"]) == 1
     found = record()
     leaky = {entry["name"] for entry in found["rounds"] if entry["leaky"]}
-    assert leaky == {"leaky-online", "taught-by-leaky"}
+    assert leaky == {"leaky-by-stack", "taught-by-leaky"}
     assert {check["round"] for check in found["checks"] if check["verdict"] != "chance"} <= leaky
-    assert ("leaky-online", "planted") in alarms(found)
+    # What a stack learns of shuffled labels would silence its members.
+    assert ("leaky-by-stack", "pool") in alarms(found)
+    assert {"rounds.stack.method": "mean", "rounds.stack.calibration": "none"}.items() <= found["changes"].items()
+    assert not [key for key in found["changes"] if key.startswith("rounds.greedy")]
 
 
 def test_green_leaves_nothing_but_its_record(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,14 +96,19 @@ def test_green_leaves_nothing_but_its_record(root: Path, capsys: pytest.CaptureF
 
 
 def test_a_broken_guard_is_heard(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fold k's student hears the teachers of another fold, and their labels claim to be fold k's."""
+    """Fold k's student hears the teachers of another fold, and their labels claim to be fold k's; those of inner folds are
+    the outer folds' out-of-fold answers."""
+    from goldfold.pipeline import teaching
+
+    monkeypatch.setattr(teaching, "_cross_fitted", lambda lesson, job, fold: teaching._out_of_fold(lesson))
     bundles = Run.bundles
     monkeypatch.setattr(Run, "bundles", lambda run, fold: bundles(run, None if fold is None else (fold + 1) % 2))
-    pipeline = make_textures(root, HONEST[:3])
-    assert main(["canary", str(pipeline), *SMALL]) == 1
+    inner = {**DISTIL, "name": "inner", "how": "cross_fitted", "inner": 2}
+    pipeline = make_textures(root, [*HONEST[:3], inner])
+    assert main(["canary", str(pipeline), *SMALL, "--seed", "1"]) == 1
     found = record()
     assert found["verdict"] == "red"
-    assert {("pseudo", "pool"), ("distil", "planted")} <= alarms(found)
+    assert {("pseudo", "pool"), ("distil", "planted"), ("inner", "planted")} <= alarms(found)
     assert not [name for name, _ in alarms(found) if name == "teacher"]
 
 

@@ -106,10 +106,16 @@ LEAKY = [
 OTHERS = [
     TEACHER,
     {**DISTIL, "name": "cross-fitted", "how": "cross_fitted", "inner": 2},
-    {"kind": "ensemble", "name": "stack", "members": ["teacher", "cross-fitted"], "method": "stacking"},
+    {
+        "kind": "ensemble",
+        "name": "stack",
+        "members": ["teacher", "cross-fitted"],
+        "method": "stacking",
+        "calibration": "temperature",
+    },
     {**PSEUDO, "name": "taught-by-stack", "teachers": ["stack"], "labels": "hard"},
-    {**PSEUDO, "name": "second-generation", "teachers": ["taught-by-stack"], "weight": 0.5},
+    {**PSEUDO, "name": "second-generation", "teachers": ["taught-by-stack"]},
     {"kind": "ensemble", "name": "greedy", "members": ["teacher", "second-generation"], "method": "greedy"},
-    {**ONLINE, "name": "leaky-online", "leaky": True},
-    {**DISTIL, "name": "taught-by-leaky", "teachers": ["leaky-online"]},
+    {**PSEUDO, "name": "leaky-by-stack", "teachers": ["stack"], "leaky": True},
+    {**DISTIL, "name": "taught-by-leaky", "teachers": ["leaky-by-stack"]},
 ]

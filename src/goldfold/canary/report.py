@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -47,10 +47,26 @@ class Report:
         return [control for control in self.controls if control.round not in loud and control.memory < MEMORY / 2]
 
     @property
+    def deaf(self) -> list[tuple[str, float]]:
+        """Silent students, and the memory of the teachers of each, where it is too little to carry anything to them."""
+        loud = {check.round for check in self.alarms}
+        voices = [(entry.name, self._memory(entry.hears)) for entry in self.rounds if entry.learns]
+        return [(name, memory) for name, memory in voices if name not in loud and memory < MEMORY / 2]
+
+    def _memory(self, names: Sequence[str]) -> float:
+        """The mean over runs and ensembles; an ensemble's is the mean over its members."""
+        members = {entry.name: entry.hears for entry in self.rounds if not entry.learns and entry.hears}
+        found = []
+        for name in names:
+            own = [control.memory for control in self.controls if control.round == name]
+            found.append(sum(own) / len(own) if own else self._memory(members[name]))
+        return sum(found) / len(found)
+
+    @property
     def verdict(self) -> Verdict:
         if self.alarms:
             return "red"
-        return "blind" if self.forgetful or self.few else "green"
+        return "blind" if self.forgetful or self.deaf or self.few else "green"
 
     @property
     def exit_code(self) -> int:
@@ -129,6 +145,11 @@ class Report:
             f"blind: {control.round} remembers {control.memory:.2f} of the labels of a {ROWS[control.twins]}, {MEMORY} are "
             "needed: silence proves nothing; raise --epochs or optim.lr, or name another model.backbone"
             for control in self.forgetful
+        ]
+        lines += [
+            f"blind: the teachers of {name} remember {memory:.2f} of a twin's label, {MEMORY / 2} are needed: its silence "
+            "proves nothing; raise --epochs or optim.lr, or let others teach"
+            for name, memory in self.deaf
         ]
         if self.few:
             names = list(dict.fromkeys(check.round for check in self.few))

@@ -158,7 +158,7 @@ def _run_seed(
     }
     path = write_pipeline(inner.root / "configs", plan, small)
     kept = kept_overrides(overrides)
-    changed = changes(plan.configs, plan_pipeline(path, kept, inner)[1])
+    changed = changes(plan, plan_pipeline(path, kept, inner)[1])
     say(
         f"{counts['train']} training rows with shuffled labels, {int(planting.original.sum())} of them originals, in "
         f"{scale.folds} folds; {len(planting.pool_ids)} twins in the pool, {int((~planting.original).sum())} among other "

@@ -16,6 +16,7 @@ from goldfold.config.schema import (
     Balance,
     Distill,
     DistillRound,
+    EnsembleRound,
     Folds,
     Freeze,
     Loss,
@@ -48,6 +49,9 @@ teachers are seldom sure, and a path that is walked by few or hardly heard would
 NEAR: tuple[dict[str, Any], ...] = ({"Multiply": {"factors": [0.96, 0.98, 1.02, 1.04]}},)
 """What ``tta.views: auto`` chooses from: pictures that a network knows again, which a mirror image is not."""
 
+FITTED = ("simplex", "greedy", "stacking")
+"""Ways of blending that learn from labels."""
+
 
 @dataclass(frozen=True)
 class Listener:
@@ -57,6 +61,11 @@ class Listener:
     kind: str
     hears: tuple[str, ...]
     leaky: bool
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is a student: what it hears moves a network."""
+        return bool(self.hears) and self.kind != "ensemble"
 
 
 def shrink(
@@ -145,31 +154,55 @@ def heard(distill: Distill) -> dict[str, Any]:
     """The keys by which a distillation is heard in full; none where there is none.
 
     A student of features alone gets the same teachers' probabilities, which say more of a label than features do; these
-    weigh no more than them.
+    weigh no more than them. Inner folds' answers, which know no label of their rows, get a half: a student of these alone
+    would remember nothing, and so carry nothing on to those that it teaches.
     """
     if not distill.weight and not distill.features:
         return {}
-    return {"weight": 1.0, "temperature": 1.0, "features": min(distill.features, 1.0)}
+    weight = 0.5 if distill.how == "cross_fitted" else 1.0
+    return {"weight": weight, "temperature": 1.0, "features": min(distill.features, 1.0)}
+
+
+def plain_blends(plan: Plan) -> dict[str, dict[str, Any]]:
+    """By name, the keys that change of ensembles that teach: they say the mean of what their members say.
+
+    Weights, stacks and temperatures that are fitted to shuffled labels are noise: they drop members, or leave next to
+    nothing of what all of them remember.
+    """
+    teachers = {name for item in plan.rounds if item.config is not None for name in item.needs}
+    found: dict[str, dict[str, Any]] = {}
+    for item in plan.rounds:
+        if not isinstance(item.step, EnsembleRound) or item.name not in teachers:
+            continue
+        fitted = item.step.method in FITTED
+        keys = {"method": "mean", "bags": None} if fitted else {}
+        keys["calibration"] = "none"
+        changed = {key: value for key, value in keys.items() if getattr(item.step, key) != value}
+        if changed:
+            found[str(item.name)] = changed
+    return found
 
 
 def _defaults(section: Any) -> dict[str, Any]:
     return dict(section.model_dump(mode="json"))
 
 
-def changes(old: Mapping[str, Config], new: Mapping[str, Config]) -> dict[str, Any]:
+def changes(plan: Plan, new: Mapping[str, Config]) -> dict[str, Any]:
     """Dotted keys in which the canary's experiments differ from the pipeline's, with their new value; a list of values
-    where experiments differ. Competition and folds are its own altogether and not listed."""
+    where experiments differ. Of ensembles ``rounds.<name>.<key>``. Competition and folds are its own altogether and not
+    listed."""
     found: dict[str, list[Any]] = {}
     for name, config in new.items():
         after = config.model_dump(mode="json")
-        for key in changed_keys(old[name].model_dump(mode="json"), after):
+        for key in changed_keys(plan.configs[name].model_dump(mode="json"), after):
             if key.split(".")[0] in ("competition", "folds", "name"):
                 continue
             node: Any = after
             for part in key.split("."):
                 node = node[part]
             found.setdefault(key, []).append(node)
-    return {key: values[0] if all(v == values[0] for v in values) else values for key, values in found.items()}
+    blends = {f"rounds.{name}.{key}": value for name, keys in plain_blends(plan).items() for key, value in keys.items()}
+    return {key: values[0] if all(v == values[0] for v in values) else values for key, values in found.items()} | blends
 
 
 def kept_overrides(overrides: Sequence[str]) -> list[str]:
@@ -180,10 +213,11 @@ def kept_overrides(overrides: Sequence[str]) -> list[str]:
 def write_pipeline(folder: Path, plan: Plan, configs: Mapping[str, Config]) -> Path:
     """Write the experiments and the rounds, without submissions, into ``folder``; returns the pipeline's path."""
     rounds: list[dict[str, Any]] = []
+    blends = plain_blends(plan)
     for item in plan.rounds:
         if isinstance(item.step, SubmitRound):
             continue
-        values = item.step.model_dump(mode="json")
+        values = item.step.model_dump(mode="json") | blends.get(str(item.name), {})
         if isinstance(item.step, PseudoLabelRound):
             values |= EVERY_IMAGE
         if isinstance(item.step, DistillRound):
