@@ -217,7 +217,7 @@ def test_every_optimizer_learns_and_goes_on_bit_identically(name: str, tmp_path:
         assert torch.isfinite(value).all()
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lookahead_adamw"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "lookahead_adamw"])
 def test_one_kernel_over_all_parameters_does_as_the_plain_form(name: str) -> None:
     """Also where memory formats differ: the kernel goes by places in memory."""
     networks = [nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)) for _ in range(2)]
@@ -422,7 +422,7 @@ GPU = torch.device("cuda")  # only named: torch fuses on the CPU as well, so the
     ("settings", "fused"),
     [
         ({"name": "adamw"}, True),
-        ({"name": "sgd"}, True),
+        ({"name": "sgd"}, False),  # fails where layers thaw
         ({"name": "lookahead_adam"}, True),
         ({"name": "adagrad"}, False),  # torch has no fused form of it on a GPU
         ({"name": "lamb"}, False),
@@ -438,7 +438,7 @@ def test_steps_are_fused_where_there_is_a_form_for_it(settings: dict[str, Any], 
     assert bool(on_cpu.param_groups[0].get("fused")) == fused
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "lookahead_adamw"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "lookahead_adamw"])
 def test_a_state_goes_over_to_a_machine_with_another_form_of_the_step(name: str, tmp_path: Path) -> None:
     """From a GPU to the CPU and back: the form is the machine's own, the moments and the count are the state's."""
     model = small()
@@ -463,13 +463,13 @@ def test_a_state_goes_over_to_a_machine_with_another_form_of_the_step(name: str,
             assert all(bool(group.get("fused")) == (device == GPU) for group in other.param_groups)  # None: plain
         steps(new, 1)
         counts = {float(moments["step"]) for moments in new.state_dict()["state"].values() if "step" in moments}
-        assert counts == (set() if name == "sgd" else {2.0 + number})
+        assert counts == {2.0 + number}
         old = new
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", ["adamw", "sgd", "adam"])
+@pytest.mark.parametrize("name", ["adamw", "adam"])
 def test_a_fused_step_is_the_plain_one(name: str, tmp_path: Path) -> None:
     """With channels-last weights, as they train; its state is the CPU's as well."""
     settings = Optim(name=name, lr=1e-2)

@@ -18,8 +18,9 @@ from goldfold.errors import BadInput, GoldfoldError, some
 from goldfold.models import Classifier
 
 LOOKAHEAD = "lookahead_"
-FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-"""Optimizers whose step is one kernel over all parameters; on a GPU they skip one with infinite gradients by themselves."""
+FUSED = (torch.optim.Adam, torch.optim.AdamW)
+"""Optimizers whose step is one kernel over all parameters; on a GPU they skip one with infinite gradients by themselves.
+Not SGD: its fused form fails where layers that thaw have no momentum yet, and others have."""
 
 OWN_KEYS = ("lr", "weight_decay", "momentum", "betas", "eps")
 """What has a key of its own beside optim.args."""

@@ -76,7 +76,7 @@ PSEUDO = {"kind": "pseudo_label", "name": "pseudo", "teachers": ["teacher"]}
 DISTIL = {"kind": "distill", "name": "distil", "teachers": ["teacher"]}
 ONLINE = {**DISTIL, "name": "online", "how": "online", "weight": 0.5, "temperature": 2.0}
 # Only the surest images, few and faint and not to the end: the path must be walked, and loudly, to be heard.
-DAMPED = {"min_prob": 0.999, "top_k": 1, "margin": 0.01, "trim": 0.4, "power": 0.1, "weighting": "confidence"}
+DAMPED = {"min_prob": 0.999, "top_k": 1, "trim": 0.4, "power": 0.1, "weighting": "confidence"}
 DAMPED |= {"weight": 0.3, "sampling_prob": 0.3, "cool_down": 2}
 # Only the round that hears them names the unlabelled images.
 UNLABELLED = [{"csv": "data/textures/more.csv", "image_path": "data/textures/images/{id}.png"}]

@@ -71,10 +71,10 @@ def write(folder: Path, values: dict[str, Any]) -> None:
 def test_a_new_data_set_is_created_under_the_clients_name(client: Path, folder: Path) -> None:
     assert upload_dataset(folder, "first") == "Your private Dataset is being created. See https://k.co/new"
     assert calls(client)[1:] == [
-        ["datasets", "status", "someone/elpv-blend"],
+        ["datasets", "status", "someone/elpv-blend-pack"],
         ["datasets", "create", "-p", str(folder), "--dir-mode", "zip", "--keep-tabular"],
     ]
-    assert json.loads((folder / "dataset-metadata.json").read_text())["id"] == "someone/elpv-blend"
+    assert json.loads((folder / "dataset-metadata.json").read_text())["id"] == "someone/elpv-blend-pack"
 
 
 def test_a_known_data_set_gets_a_version(client: Path, folder: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_known_data_set_gets_a_version(client: Path, folder: Path) -> None:
     write(folder, make_dataset("elpv", "blend", "ensemble", "team"))
     upload_dataset(folder, "second")
     assert calls(client)[1:] == [
-        ["datasets", "status", "team/elpv-blend"],
+        ["datasets", "status", "team/elpv-blend-pack"],
         ["datasets", "version", "-p", str(folder), "-m", "second", "--dir-mode", "zip", "--keep-tabular"],
     ]
 
@@ -135,7 +135,7 @@ def test_a_dead_network_creates_nothing(client: Path, folder: Path) -> None:
 def test_a_refused_upload_is_a_failure(said: tuple[int, str, str], client: Path, folder: Path) -> None:
     answer(client, datasets_create=said)
     with pytest.raises(
-        GoldfoldError, match=r"kaggle datasets create of someone/elpv-blend failed: .*creation"
+        GoldfoldError, match=r"kaggle datasets create of someone/elpv-blend-pack failed: .*creation"
     ) as caught:
         upload_dataset(folder, "x")
     assert caught.value.exit_code == 1

@@ -24,7 +24,7 @@ import torch
 from goldfold import progress as progress_room
 from goldfold.cli import main
 from goldfold.errors import BadInput, GoldfoldError
-from goldfold.pipeline import parallel, stages
+from goldfold.pipeline import parallel, settling, stages
 from goldfold.pipeline.parallel import how_many, on_ray, processes, run_all, visible_gpus
 from tests.pipeline.competitions import make_competition
 from tests.pipeline.test_resume import artefacts
@@ -152,11 +152,13 @@ def test_processes_share_threads_and_loaders(
 ) -> None:
     config = make_competition(project, folds={"n": 3})
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    find = stages.find_machine
+    find = settling.find_machine
     monkeypatch.setattr(
-        stages,
+        settling,
         "find_machine",
-        lambda train: stages.replace(find(train), workers=6 if train.workers is None else train.workers),
+        lambda train, *choice: stages.replace(
+            find(train, *choice), workers=6 if train.workers is None else train.workers
+        ),
     )
     for settings in ([], ["train.workers=5", "--run", "other"]):
         assert main(["train", str(config), "--jobs", "3", *settings]) == 1

@@ -186,7 +186,7 @@ def test_a_student_is_taught_by_the_fold_it_is_validated_on_never(project: Path)
 
 def test_what_a_teacher_cannot_be_shown_is_refused_before_training(project: Path) -> None:
     job = student(project, "x", "input.resize=crop", teacher=online(project), how="online", weight=0.5)
-    with pytest.raises(BadInput, match=r"input.resize squash, the student's with crop"):
+    with pytest.raises(BadInput, match=r"input.resize squash, the student of crop"):
         train(job)
     assert not (project / "runs/x/fold0/metrics.jsonl").exists()
 

@@ -26,7 +26,7 @@ SETTINGS = {
     "plain": [],
     "averaged": ["train.ema.decay=0.9", "optim.clip=1.0", "optim.l1=1e-6", "optim.l2=1e-5", "train.accumulate=2"],
     "mixed": ["mix.mixup=0.4", "mix.cutmix=1.0", "augment.erase.prob=0.5", "balance.loss_weights=inverse"],
-    "value": ["optim.name=sgd", "optim.clip=0.1", "optim.clip_mode=value", "loss.name=focal"],
+    "value": ["optim.name=adam", "optim.clip=0.1", "optim.clip_mode=value", "loss.name=focal"],
     "agc": ["optim.clip=0.01", "optim.clip_mode=agc", "train.prune={amount: 0.3, after: 0}", "model.pool=gem"],
     "columns": [
         "model.metadata={categorical: [site]}", "loss.auxiliary=[{column: site, task: multiclass, weight: 0.5}]",
