@@ -25,7 +25,9 @@ def make(project: Path, target: str, *arguments: str) -> str:
     """The output of a target of the project's Makefile, with this environment's programs and the project's own code."""
     programs = Path(sys.executable).parent
     command = ["make", target, f"BIN={programs}", f"ARGS={' '.join(arguments)}"]
-    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MAKEFLAGS")}
+    # Without the variables of a make that runs these tests, whose child would also print the folders it enters.
+    foreign = ("PYTHONPATH", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    env = {name: value for name, value in os.environ.items() if name not in foreign}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
