@@ -208,6 +208,20 @@ def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
         opened(tmp_path / "file" / "cache")
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="this system does not tell what is mapped")
+def test_reading_leaves_nothing_of_the_store_in_memory(tmp_path: Path) -> None:
+    """A map's pages count as the process's memory; a store of every view is the largest thing that training reads."""
+    features = opened(tmp_path, images=Pictures(40, size=256), size=256)
+
+    def of_files() -> int:
+        status = Path("/proc/self/smaps").read_text().split("features.npy")
+        return sum(int(part.split("Rss:")[1].split()[0]) for part in status[1:])
+
+    for number in np.random.default_rng(0).permutation(40):
+        features.read(np.full(4, number), np.arange(4))
+    assert of_files() < 200  # kB, of 3,900
+
+
 def test_unknown_rows_and_views_are_errors(tmp_path: Path) -> None:
     features = opened(tmp_path)
     for row, view in ((-1, 0), (N, 0), (0, 4), (0, -1)):

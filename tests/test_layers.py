@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "goldfold"
 LAYERS = (
-    ("errors", "files", "progress", "seeds", "cores", "config", "records", "tasks", "paths", "tricks"),
+    ("errors", "files", "progress", "seeds", "cores", "npy", "config", "records", "tasks", "paths", "tricks"),
     (
         "folds",
         "metrics",

@@ -1,6 +1,6 @@
-"""The store of features: what a frozen trunk makes of every view of every image, computed once, read from a memory map.
+"""The store of features: what a frozen trunk makes of every view of every image, computed once, read row by row.
 
-    <folder>/features/<key>/features.npy    (V, N, ...) float16
+    <folder>/features/<key>/features.npy    (V * N, ...) float16, view after view
     <folder>/features/<key>/index.json      ids, shape, views, what the key was made of
     <folder>/features/<key>.lock/           held by the process that builds the store
     <folder>/features/<key>.building/       a store being built, or what a killed builder left
@@ -12,7 +12,6 @@ stale.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,10 +29,12 @@ from goldfold.errors import BadInput, GoldfoldError
 from goldfold.images import Images
 from goldfold.images.colour import InputColours
 from goldfold.machine import Machine
+from goldfold.memory import AtOnce
+from goldfold.npy import NpyFile, NpyRows
 from goldfold.progress import progress, say, warn
 from goldfold.seeds import derive_seed
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when the features or the layout change, so that older stores are left alone."""
 
 VIEWS = {"none": 1, "flip": 2, "flips": 4, "d4": 8}
@@ -67,7 +68,7 @@ class Features:
 
     ``first``: the first view to train on; 1 where the views after the first were drawn.
 
-    Pickles as the folder's name: a loader process opens its own memory map. Raises BadInput when the store is missing,
+    Pickles as the folder's name: a loader process opens the file itself. Raises BadInput when the store is missing,
     cut short or not a store.
     """
 
@@ -75,25 +76,23 @@ class Features:
         self.folder = folder
         index = files.read_json(folder / "index.json")
         try:
-            values = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
             self.ids: tuple[str, ...] = tuple(index["ids"])
             self.n_views: int = index["n_views"]
             self.first: int = index["first"]
             self.shape: tuple[int, ...] = tuple(index["shape"])
-            whole = values.offset + values.nbytes == (folder / "features.npy").stat().st_size
+            self._rows = NpyRows(folder / "features.npy")
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(folder, f"the store of features is broken ({error})", "delete it and run again") from error
-        if not whole or values.dtype != np.float16 or values.shape != (self.n_views, len(self.ids), *self.shape):
+        if self._rows.dtype != np.float16 or self._rows.shape != (self.n_views * len(self.ids), *self.shape):
             raise BadInput(folder, "features.npy is not what index.json says", "delete the folder and run again")
-        # A plain view: np.memmap costs time at every indexing.
-        self._values: npt.NDArray[np.float16] = values.view(np.ndarray)
 
     def read(self, rows: Rows, views: Rows) -> npt.NDArray[np.float16]:
         """Of each row of the images, that view (rows and views (B,)) → (B, ...), a fresh array. Raises IndexError."""
         rows, views = np.asarray(rows, dtype=np.int64), np.asarray(views, dtype=np.int64)
-        if rows.size and min(rows.min(), views.min()) < 0:
-            raise IndexError(f"row {rows.min()}, view {views.min()} of a store of features")
-        return self._values[views, rows]
+        for numbers, count, what in ((rows, len(self.ids), "row"), (views, self.n_views, "view")):
+            if numbers.size and not 0 <= numbers.min() <= numbers.max() < count:
+                raise IndexError(f"{what}s {numbers.min()} to {numbers.max()} of {count} in a store of features")
+        return self._rows.read((views * len(self.ids) + rows).tolist())
 
     def __reduce__(self) -> tuple[type[Features], tuple[Path]]:
         return Features, (self.folder,)
@@ -176,7 +175,9 @@ def open_features(
             try:
                 n_views = views + 1 if isinstance(views, int) else VIEWS[views]
                 shown = _Shown(images, size, colours, n_views, batch_size, draw, int(name[:16], 16))
-                shape = _write(building / "features.npy", folder / name, _Batches(trunk, prepare, shown, machine), what)
+                at_once = AtOnce(batch_size, machine.device, machine.precision, what)
+                batches = _Batches(trunk, prepare, shown, machine, at_once)
+                shape = _write(building / "features.npy", folder / name, batches, what)
                 index = {"format": FORMAT, "ids": images.ids, "n_views": n_views, "first": int(drawn), "shape": shape}
                 files.write_json(building / "index.json", {**index, "source": source})
                 building.rename(folder / name)
@@ -261,47 +262,45 @@ class _Batches:
     prepare: Callable[[Tensor], Tensor]
     shown: _Shown
     machine: Machine
+    at_once: AtOnce
 
     def __len__(self) -> int:
         return len(self.shown)
 
     def __iter__(self) -> Iterator[tuple[int, int, npt.NDArray[np.float16]]]:
         for start, view, pixels in self.shown:
-            yield start, view, self._compute(pixels)
+            found = self.at_once.in_parts(self._compute, torch.from_numpy(np.ascontiguousarray(pixels)))
+            yield start, view, found.numpy()
 
-    def _compute(self, pixels: Array) -> npt.NDArray[np.float16]:
-        moved = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.machine.device)
+    def _compute(self, pixels: Tensor) -> Tensor:
         with torch.no_grad(), self.machine.autocast():
-            values = self.trunk(self.prepare(moved)).float()
+            values = self.trunk(self.prepare(pixels.to(self.machine.device))).float()
         largest = float(values.abs().max())
         if not largest <= float(np.finfo(np.float16).max):  # NaN too
             what = (
                 f"a feature of the frozen layers is {largest:.3g}, and the store of features holds numbers up to 65504"
             )
             raise GoldfoldError(f"{what}; set model.freeze.cache to false")
-        return values.half().cpu().numpy()
+        return values.half().cpu()
 
 
 def _write(path: Path, target: Path, batches: _Batches, what: str) -> tuple[int, ...]:
-    """Write (V, N, ...) as .npy; the shape of one image's features. Raises BadInput when the disk lacks room."""
-    out: npt.NDArray[np.float16] | None = None
-    for start, view, values in progress(batches, f"{what}: computing", len(batches), "batches"):
+    """Write (V * N, ...) as .npy; the shape of one image's features. Raises BadInput when the disk lacks room."""
+    shown = batches.shown
+    with contextlib.ExitStack() as stack:
+        out: NpyFile | None = None
+        for start, view, values in progress(batches, f"{what}: computing", len(batches), "batches"):
+            if out is None:
+                shape = values.shape[1:]
+                need = shown.n_views * shown.n_images * int(np.prod(shape)) * 2
+                _check_room(path.parent, need, what)
+                size = f"{need / 1e9:.3g} GB"
+                say(f"{what}: computing {shown.n_images} in {shown.n_views} views to {target} ({size})")
+                out = stack.enter_context(NpyFile(path, (shown.n_views * shown.n_images, *shape), np.float16))
+            out.write(view * shown.n_images + start, values)
         if out is None:
-            shape = (batches.shown.n_views, batches.shown.n_images, *values.shape[1:])
-            _check_room(path.parent, int(np.prod(shape)) * 2, what)
-            size = f"{int(np.prod(shape)) * 2 / 1e9:.3g} GB"
-            say(f"{what}: computing {shape[1]} in {shape[0]} views to {target} ({size})")
-            out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-            with path.open("rb+") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)  # a full disk fails now, not in hours
-        out[view, start : start + len(values)] = values
-    if out is None:
-        raise GoldfoldError(f"{what}: there are no images")
-    out.flush()  # type: ignore[attr-defined]
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-    return tuple(out.shape[2:])
+            raise GoldfoldError(f"{what}: there are no images")
+    return tuple(shape)
 
 
 def _check_room(folder: Path, need: int, what: str) -> None:

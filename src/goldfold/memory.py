@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from goldfold.progress import warn
 
@@ -32,6 +34,27 @@ class AtOnce:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         warn(f"{self.what}: memory is full; {self.most} image{'s' * (self.most > 1)} at once from now on")
+
+    def in_parts(self, work: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """``work`` on ``images`` (B, ...), so many at once → its results (B, ...) joined.
+
+        When memory runs out, the part that failed, and no other, is done again in halves. Raises what ``work`` raises for
+        a single image.
+        """
+        done: list[Tensor] = []
+        start = 0
+        while start < len(images):
+            part = images[start : start + self.most]
+            try:
+                done.append(work(part))
+            except (RuntimeError, MemoryError) as error:
+                if len(part) < 2 or not is_out_of_memory(error):
+                    raise
+            else:
+                start += len(part)
+                continue
+            self.halve(len(part))
+        return torch.cat(done)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

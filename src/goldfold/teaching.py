@@ -24,6 +24,7 @@ from goldfold.features import VIEWS, turned
 from goldfold.images import Images, ImageSpec
 from goldfold.images.colour import InputColours
 from goldfold.machine import Machine
+from goldfold.memory import AtOnce
 from goldfold.models import Classifier, ModelSpec
 from goldfold.progress import progress
 from goldfold.records import Floats, SoftLabels
@@ -287,11 +288,13 @@ def _labelled(
         pin_memory=machine.device.type == "cuda",
         colours=colours,
     )
+    at_once = AtOnce(batch_size, machine.device, machine.precision, what)
+    ask = functools.partial(teachers.answer_stored, member=member)
     views: list[list[Tensor]] = [[] for _ in range(n_views)]
     for pixels in progress(loader, f"{what}: {member.bundle.run}", len(loader), "batches"):
         for view in range(n_views):
             seen = torch.from_numpy(np.ascontiguousarray(turned(pixels.numpy(), view)))
-            views[view].append(teachers.answer_stored(seen, member).cpu())
+            views[view].append(at_once.in_parts(ask, seen).cpu())
     return torch.stack([torch.cat(parts) for parts in views]).numpy()
 
 

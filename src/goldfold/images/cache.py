@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ import pandas as pd
 from goldfold import files
 from goldfold.errors import BadInput
 from goldfold.images.decode import ImageSpec, Pixels, UnreadableImage, in_threads, load
+from goldfold.npy import NpyFile, NpyRows
 from goldfold.progress import say, warn
 from goldfold.records import check_ids
 
@@ -61,38 +61,27 @@ class Images(Protocol):
 class StoredImages:
     """Images in a store (a folder of ``images.npy`` and ``index.json``).
 
-    Rows are read, not mapped: a map's pages would count as the process's memory until a larger store than the cluster's
-    limit has it killed, and reading is as fast. Pickles as the folder's name: a loader process opens the file itself.
-    Raises BadInput when the store is missing, cut short or not a store.
+    Pickles as the folder's name: a loader process opens the file itself. Raises BadInput when the store is missing, cut
+    short or not a store.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         index = files.read_json(folder / "index.json")
         try:
-            pixels = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
             self.ids: tuple[str, ...] = tuple(index["ids"])
             size, _, channels = index["shape"]
-            whole = pixels.offset + pixels.nbytes == (folder / "images.npy").stat().st_size
+            self._rows = NpyRows(folder / "images.npy")
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(folder, f"the store of images is broken ({error})", "delete it and run again") from error
         self.shape: tuple[int, int, int] = (size, size, channels)
-        if not whole or pixels.dtype != np.uint8 or pixels.shape != (len(self.ids), *self.shape):
+        if self._rows.dtype != np.uint8 or self._rows.shape != (len(self.ids), *self.shape):
             raise BadInput(folder, "images.npy is not what index.json says", "delete the folder and run again")
         self.digest: str | None = folder.name
-        self._start: int = pixels.offset
-        self._file = (folder / "images.npy").open("rb", buffering=0)
 
     def read(self, rows: Rows) -> Pixels:
-        """See ``Images.read``. Threads and forked processes may read at once: no place in the file is shared."""
-        numbers = _row_numbers(rows)
-        if numbers.size and numbers.max() >= len(self.ids):
-            raise IndexError(f"row {numbers.max()} of a store of {len(self.ids)} images")
-        pixels = np.empty((len(numbers), *self.shape), dtype=np.uint8)
-        whole, size, handle = pixels.reshape(-1).data, int(np.prod(self.shape)), self._file.fileno()
-        for place, row in enumerate(numbers.tolist()):
-            _read_at(handle, whole[place * size : (place + 1) * size], self._start + row * size)
-        return pixels
+        """See ``Images.read``. Threads and forked processes may read at once."""
+        return self._rows.read(_row_numbers(rows).tolist())
 
     def __reduce__(self) -> tuple[type[StoredImages], tuple[Path]]:
         return StoredImages, (self.folder,)
@@ -115,14 +104,6 @@ class LazyImages:
         for place, row in enumerate(numbers):
             pixels[place] = load(self._paths[row], self._spec)
         return pixels
-
-
-def _read_at(handle: int, part: memoryview, offset: int) -> None:
-    while part:
-        got = os.preadv(handle, [part], offset)
-        if not got:
-            raise OSError("the store of images was cut short while it was read")
-        part, offset = part[got:], offset + got
 
 
 def _row_numbers(rows: Rows) -> npt.NDArray[np.int64]:
@@ -209,31 +190,16 @@ def _build_store(
 
 def _write_pixels(path: Path, paths: Sequence[Path], spec: ImageSpec, workers: int | None, what: str) -> None:
     """Decode to ``path`` as .npy; every thread writes at its rows' own places, so memory stays small."""
-    shape = (len(paths), *spec.shape)
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        file.flush()
-        start, size, handle = file.tell(), int(np.prod(spec.shape)), file.fileno()
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(handle, 0, start + len(paths) * size)  # a full disk fails now, not in hours
+    with NpyFile(path, (len(paths), *spec.shape), np.uint8) as file:
 
         def place(row: int) -> UnreadableImage | None:
             try:
-                pixels = load(paths[row], spec)
+                file.write(row, load(paths[row], spec)[None])
             except UnreadableImage as error:
                 return error
-            _write_at(handle, pixels, start + row * size)
             return None
 
         _raise_first(in_threads(place, range(len(paths)), workers, f"{what}: decoding"))
-        os.fsync(handle)
-
-
-def _write_at(handle: int, pixels: Pixels, offset: int) -> None:
-    rest = pixels.data.cast("B")
-    while rest:
-        written = os.pwrite(handle, rest, offset)
-        rest, offset = rest[written:], offset + written
 
 
 def _raise_first(results: Sequence[object]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import posixpath
 import string
 from collections.abc import Callable, Collection, Sequence
@@ -20,6 +19,7 @@ import pandas as pd
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from goldfold.config.schema import Input
+from goldfold.cores import logical_cores
 from goldfold.errors import BadInput, some
 from goldfold.progress import progress
 
@@ -396,7 +396,7 @@ def in_threads(work: Callable[[T], R], items: Sequence[T], workers: int | None, 
         return [work(item) for item in items[start : start + chunk]]
 
     chunk = 16  # a future an item would cost more than small images do
-    threads = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    threads = workers or logical_cores()
     pool = ThreadPoolExecutor(threads)
     try:
         done = chain.from_iterable(pool.map(some_of_them, range(0, len(items), chunk)))

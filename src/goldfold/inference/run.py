@@ -20,6 +20,7 @@ import torch
 
 import goldfold
 from goldfold import files
+from goldfold.cores import logical_cores
 from goldfold.errors import BadInput, GoldfoldError, some
 from goldfold.inference.budget import Deadline
 from goldfold.inference.devices import CPU, describe, find_devices, first_line
@@ -244,7 +245,7 @@ def _describe(parts: Sequence[Part], engine: Engine) -> str:
 
 
 def _room(settings: Settings, patience: float) -> Room:
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = logical_cores()
     memory = int(SHARE_OF_MEMORY * free_memory(CPU))
     try:
         settings.scratch.mkdir(parents=True, exist_ok=True)

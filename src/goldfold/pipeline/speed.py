@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 
 from goldfold.bundle import load_bundle, read_bundle
 from goldfold.config import Config
+from goldfold.cores import logical_cores
 from goldfold.images import ImageSpec
 from goldfold.images.centre import centre
 from goldfold.images.colour import InputColours
@@ -48,7 +48,7 @@ def passes_of(folder: Path) -> float:
 
 def measure_reading(paths: Sequence[Path], specs: Sequence[ImageSpec]) -> tuple[float, dict[ImageSpec, Pixels]]:
     """Images a second that are read and decoded in all ``specs`` by all cores, and the images. Raises UnreadableImage."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = logical_cores()
     begun = time.perf_counter()
     found = in_threads(lambda path: load_specs(path, specs), paths, threads, "reading a sample")
     seconds = time.perf_counter() - begun

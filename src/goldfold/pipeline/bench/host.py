@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import goldfold
+from goldfold.cores import logical_cores, processor_name
 
 PACKAGES = ("torch", "timm", "albumentations", "accelerate", "numpy", "opencv-python-headless", "pillow")
 
@@ -22,27 +22,14 @@ def describe_host() -> dict[str, Any]:
         found = torch.cuda.get_device_properties(number)
         gpus.append(f"{found.name}, {found.total_memory / 2**30:.0f} GB")
     return {
-        "cpu": cpu_name(),
-        "cores": cores(),
+        "cpu": processor_name(),
+        "cores": logical_cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": gpus,
         "system": f"{platform.system()} {platform.release()}",
         "load": round(os.getloadavg()[0], 2),
         "versions": versions(),
     }
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def versions() -> dict[str, str]:

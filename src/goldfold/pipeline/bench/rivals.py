@@ -13,7 +13,7 @@ from typing import IO, Any, Literal
 
 import torch
 
-from goldfold.pipeline.bench.host import cores
+from goldfold.cores import logical_cores
 from goldfold.pipeline.bench.plan import Plan, Subject
 from goldfold.pipeline.bench.rows import CannotMeasure, Measurement, take_turns
 from goldfold.pipeline.bench.training import Loop, describe_loop
@@ -98,7 +98,7 @@ def measure_rival(library: Library, subject: Subject, plan: Plan) -> Measurement
         "device": loop.machine.device.type,
         "precision": loop.machine.precision,
         "channels_last": loop.machine.memory_format is torch.channels_last,
-        "workers": cores(),
+        "workers": logical_cores(),
     }
     python = plan.fastai_python if library == "fastai" and plan.fastai_python else sys.executable
     with started(library, settings, python) as rival:

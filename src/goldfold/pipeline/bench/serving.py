@@ -13,17 +13,20 @@ import pandas as pd
 import torch
 
 from goldfold.bundle import load_bundle
+from goldfold.cores import logical_cores
 from goldfold.images import ImageSpec, open_images
 from goldfold.images.decode import load
-from goldfold.machine import find_machine
-from goldfold.pipeline.bench.host import cores
+from goldfold.machine import Machine
+from goldfold.models import Classifier
 from goldfold.pipeline.bench.plan import Plan, Subject, changed, link_files, renamed
 from goldfold.pipeline.bench.rows import Measurement, rates, take_turns
 from goldfold.pipeline.bench.training import settle
 from goldfold.pipeline.competition import load_competition
 from goldfold.pipeline.inference import predict_run
+from goldfold.pipeline.settling import recalled
 from goldfold.pipeline.stages import train_run
 from goldfold.predict import bundle_views
+from goldfold.tta import View
 
 PROBED = 24
 CHUNK = 16
@@ -35,7 +38,7 @@ def measure_cache(subject: Subject, plan: Plan) -> Measurement:
     spec = ImageSpec.from_config(subject.config.input)
     probe = data.train_paths[:PROBED]
     decode_all(probe, spec)
-    count = max(math.ceil(plan.seconds * len(probe) / decode_all(probe, spec)), cores() * CHUNK)
+    count = max(math.ceil(plan.seconds * len(probe) / decode_all(probe, spec)), logical_cores() * CHUNK)
     paths = link_files(data.train_paths, plan.scratch("cache-images"), count)
     ids = [path.stem for path in paths]
 
@@ -49,7 +52,7 @@ def measure_cache(subject: Subject, plan: Plan) -> Measurement:
         return float(count), decode_all(paths, spec)
 
     samples = take_turns(plan.repeats, build, pure)
-    details = {"images": subject.what, "files": count, "size": spec.size, "cores": cores(), **rates(samples)}
+    details = {"images": subject.what, "files": count, "size": spec.size, "cores": logical_cores(), **rates(samples)}
     return Measurement(samples, details)
 
 
@@ -60,7 +63,7 @@ def decode_all(paths: Sequence[Path], spec: ImageSpec) -> float:
         for path in paths[start : start + CHUNK]:
             load(path, spec)
 
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(logical_cores()) as pool:
         begun = time.perf_counter()
         list(pool.map(some_of_them, range(0, len(paths), CHUNK)))
         return time.perf_counter() - begun
@@ -83,28 +86,30 @@ def measure_tta(members: Sequence[Subject], plan: Plan) -> Measurement:
         names.append(str(config.name))
     config = members[0].config
     data = load_competition(config.competition, workspace.root)
-    folders = [path.parent for name in names for path in sorted(workspace.run(name).folder.glob("fold*/DONE"))]
-    machine = find_machine(config.train)
-    networks = []
-    for folder in folders:
-        bundle, model = load_bundle(folder)
-        model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
-        size = config.tta.batch_size
-        shape = (size, bundle.side, bundle.side, bundle.model.channels)
-        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=machine.device)
-        networks.append((model, bundle_views(bundle), model.prepare(pixels, machine.memory_format)))
+    networks: list[tuple[Machine, Classifier, Sequence[View], torch.Tensor]] = []
+    folders = []
+    for name in names:
+        run = workspace.run(name)
+        machine = recalled(config.train, run.record).predicting  # each member as its own run chose
+        for folder in sorted(path.parent for path in run.folder.glob("fold*/DONE")):
+            folders.append(folder)
+            bundle, model = load_bundle(folder)
+            model.to(machine.device, memory_format=machine.memory_format)  # type: ignore[call-overload]
+            shape = (config.tta.batch_size, bundle.side, bundle.side, bundle.model.channels)
+            pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=machine.device)
+            networks.append((machine, model, bundle_views(bundle), model.prepare(pixels, machine.memory_format)))
     specs = list(dict.fromkeys(load_bundle(folder)[0].images for folder in folders))
     batch = config.tta.batch_size
 
     @torch.inference_mode()
     def forward(batches: int) -> float:
-        settle(machine)
+        settle(networks[0][0])
         begun = time.perf_counter()
-        for model, views, images in networks:
+        for machine, model, views, images in networks:
             for _ in range(batches * len(views)):
                 with machine.autocast():
                     model(images)
-        settle(machine)
+        settle(networks[0][0])
         return time.perf_counter() - begun
 
     forward(1)
@@ -117,7 +122,7 @@ def measure_tta(members: Sequence[Subject], plan: Plan) -> Measurement:
 
     def whole() -> tuple[float, float]:
         shutil.rmtree(store, ignore_errors=True)
-        settle(machine)
+        settle(networks[0][0])
         begun = time.perf_counter()
         for name in names:
             predict_run(name, workspace, csv, pattern, plan.folder / f"{name}.parquet")
@@ -132,10 +137,11 @@ def measure_tta(members: Sequence[Subject], plan: Plan) -> Measurement:
         "images": members[0].what,
         "files": count,
         "networks": [
-            f"{model.spec.backbone}, {model.spec.size} px, {len(views)} views" for model, views, _ in networks
+            f"{model.spec.backbone}, {model.spec.size} px, {len(views)} views, {machine.describe()['precision']}"
+            for machine, model, views, _ in networks
         ],
         "batch_size": batch,
-        "machine": machine.describe(),
+        "machine": networks[0][0].describe(),
         **rates(samples),
     }
     return Measurement(

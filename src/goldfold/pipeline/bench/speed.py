@@ -14,9 +14,10 @@ import torch
 
 from goldfold import files
 from goldfold.config import Config
+from goldfold.cores import logical_cores
 from goldfold.errors import BadInput, some
 from goldfold.paths import Workspace
-from goldfold.pipeline.bench.host import cores, describe_host
+from goldfold.pipeline.bench.host import describe_host
 from goldfold.pipeline.bench.memory import measure_memory
 from goldfold.pipeline.bench.page import page, table
 from goldfold.pipeline.bench.plan import Plan, Subject, changed, renamed
@@ -117,16 +118,18 @@ def _given_rows(plan: Plan) -> list[Row]:
     config = plan.given.config
     title = f"training {config.name}, whole loop ÷ bare step: {config.model.backbone}, {config.input.size} px"
     on_gpu = torch.cuda.is_available() and config.train.device != "cpu"
-    goal = Goal("rate_ratio", 0.95 if not on_gpu or cores() >= GPU_CORES else 0.9)
+    goal = Goal("rate_ratio", 0.95 if not on_gpu or logical_cores() >= GPU_CORES else 0.9)
     return [Row("train", "train", title, goal, lambda: measure_training(plan.subject("", "", 0), plan))]
 
 
 def _cpu_rows(plan: Plan) -> list[Row]:
     pairs = [(TINY, 32)] if plan.quick else [(name, side) for name in ON_CPU for side in CPU_SIDES]
-    limit = None if plan.quick else min(CPU_CORES, cores())
+    limit = None if plan.quick else min(CPU_CORES, logical_cores())
     rows = []
     for name, side in pairs:
-        title = f"training, whole loop ÷ bare step: {name}, {side} px, {CPU_CORES if limit else cores()} CPU cores"
+        title = (
+            f"training, whole loop ÷ bare step: {name}, {side} px, {CPU_CORES if limit else logical_cores()} CPU cores"
+        )
         rows.append(
             Row(
                 f"train-cpu-{name}-{side}",
@@ -144,7 +147,7 @@ def _gpu_rows(plan: Plan) -> list[Row]:
     for group, limit, goal in (("train-gpu", None, 0.95), ("train-gpu-4cores", KAGGLE_CORES, 0.9)):
         for name in (TINY,) if plan.quick else ON_GPU:
             size = 32 if plan.quick else GPU_SIDE
-            shown = f"{limit or cores()} CPU cores"
+            shown = f"{limit or logical_cores()} CPU cores"
             title = f"training, whole loop ÷ bare step: {name}, {size} px, GPU, bf16, {shown}"
             measure = _later(measure_training, plan, name, size, limit, device="cuda")
             rows.append(Row(f"{group}-{name}", group, title, Goal("rate_ratio", goal), measure))

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from goldfold.config import Config, config_from_dict
+from goldfold.cores import logical_cores
 from goldfold.data import Examples
 from goldfold.machine import Machine
 from goldfold.paths import Workspace
 from goldfold.pipeline.bench.child import run_child
-from goldfold.pipeline.bench.host import cores
 from goldfold.pipeline.bench.plan import Plan, Subject
 from goldfold.pipeline.bench.rows import CannotMeasure, Measurement, Sample, rates, take_turns
 from goldfold.pipeline.one_fold import open_fold
@@ -107,15 +107,15 @@ def lengthened(job: FoldJob, rows: int) -> FoldJob:
 
 def measure_training(subject: Subject, plan: Plan, n_cores: int | None = None) -> Measurement:
     """The whole loop over the bare step; on ``n_cores`` cores, in a process of its own where this one has others."""
-    if n_cores is not None and n_cores > cores():
-        raise CannotMeasure(f"needs {n_cores} cores, and there are {cores()}")
+    if n_cores is not None and n_cores > logical_cores():
+        raise CannotMeasure(f"needs {n_cores} cores, and there are {logical_cores()}")
     argument: dict[str, Any] = {
         "config": subject.config.model_dump(mode="json"),
         "root": str(subject.workspace.root),
         "seconds": plan.seconds,
         "repeats": plan.repeats,
     }
-    apart = n_cores is not None and n_cores != cores()
+    apart = n_cores is not None and n_cores != logical_cores()
     found = run_child("train", argument, n_cores) if apart else train_in_child(**argument)
     details = {"images": subject.what, **found["details"]}
     return Measurement(tuple(found["samples"]), details, tuple(found["notes"]))
@@ -143,6 +143,6 @@ def describe_loop(loop: Loop, samples: tuple[Sample, ...]) -> dict[str, Any]:
         "augment": recipe.augment.preset if recipe.augment.train is None else "own list",
         "optimizer": recipe.optim.name,
         "machine": loop.machine.describe(),
-        "cores": cores(),
+        "cores": logical_cores(),
         **rates(samples),
     }
