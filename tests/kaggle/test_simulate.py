@@ -21,7 +21,7 @@ from goldfold.errors import BadInput, GoldfoldError
 from goldfold.images import UnreadableImage, decode
 from goldfold.inference.inputs import find_competition, find_pack
 from goldfold.kaggle.manifest import write_manifest
-from goldfold.kaggle.pack import PackCompetition
+from goldfold.kaggle.pack import PackCompetition, read_pack
 from goldfold.kaggle.simulate import LAYOUTS, Report, Simulation, environment, find_kernel, simulate, simulation
 from goldfold.kaggle.simulate.environment import Layer, kaggle_environment, make_layer
 from goldfold.kaggle.simulate.hidden import HiddenTest, make_hidden
@@ -470,7 +470,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
     """An exported ensemble, with wheels."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("simulate")
-    found = make_example(root, [Kind("a", skill=0.8), Kind("b", "test_vit", folds=1)], rows=10)
+    found = make_example(root, [Kind("a", skill=0.8), Kind("b", "test_vit")], rows=10)
     write_wheels(found.pack / "wheels")
     write_manifest(found.pack, "both")
     return found
@@ -488,7 +488,7 @@ def test_an_exported_ensemble_predicts_as_goldfold_does(
     printed = capsys.readouterr().out
     assert printed.endswith("passed\n")
     assert "installed goldfold" in printed
-    assert "predicted   12 of 13 rows, 1 unreadable; complete: a 2/2, b 1/1" in printed
+    assert "predicted   12 of 13 rows, 1 unreadable; complete: a 2/2, b 2/2" in printed
     found = files.read_csv(tmp_path / "s.csv").set_index("id").astype(float)
     expected = example.submission(example.expected()).set_index("id").astype(float)
     (broken,) = [name for name in found.index if found.loc[name].to_numpy() == pytest.approx([1 / 3] * 3, abs=1e-6)]
@@ -513,17 +513,26 @@ def test_a_public_run_with_the_guard_and_without_gpu(
 
 
 def test_faults_in_the_simulated_kernel(example: Example, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By wheels, processes and a cut network: a cut-off weight file, and a hidden test set without rows."""
+    """By wheels, processes and a cut network: of four networks one is whole, and a hidden test set without rows."""
     pack = tmp_path / "pack"
     shutil.copytree(example.pack, pack)
-    weights = max((pack / "weights").iterdir(), key=lambda path: path.stat().st_size)
-    weights.write_bytes(weights.read_bytes()[:-100])
+    described = {name: pack / f"members/{name}/bundle.json" for name in ("a/fold0", "a/fold1", "b/fold0")}
+    other = files.read_json(described["a/fold1"])
+    other["task"]["classes"].reverse()
+    files.write_json(described["a/fold1"], other)
+    write_manifest(pack, "both")
+    described["b/fold0"].unlink()
+    cut_off = pack / read_pack(pack).member("a").folds[0].files[-1]
+    cut_off.write_bytes(cut_off.read_bytes()[:-100])
     own = ["--competition", str(example.competition), "--kernel", str(KERNEL), "--env", "own"]
     assert main(["kernel-test", str(pack), *own, "--out", str(tmp_path / "s.csv")]) == 1
     printed = capsys.readouterr().out
     assert "valid" in printed
-    assert f"FAILED: the submission is the last good blend: 1 network could not be used: {weights}"[:60] in printed
-    assert weights.name in printed.splitlines()[-1]
+    assert "predicted   16 of 16 rows; not complete: a 0/2, b 1/2" in printed
+    last = printed.splitlines()[-1]
+    assert last.startswith("FAILED: the submission is the last good blend: 3 networks could not be used: ")
+    for expected in (cut_off.name, "bundle.json: the file does not exist", "it predicts the classes fox, dog, cat"):
+        assert expected in printed, expected
     assert len(files.read_csv(tmp_path / "s.csv")) > 0
     assert kernel_test(example, "--rows", "0", "--out", str(tmp_path / "none.csv")) == 0
     assert len(files.read_csv(tmp_path / "none.csv")) == 0

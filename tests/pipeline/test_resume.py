@@ -12,7 +12,8 @@ from tests.pipeline.competitions import make_competition
 # Imports everything once, then forks a child for each attempt, before torch has started a thread.
 DRIVER = """
 import os, signal, sys
-import goldfold.pipeline.run, goldfold.pipeline.stages
+import albumentations, pyarrow.dataset, pyarrow.parquet, sklearn.model_selection
+import goldfold.augment.own, goldfold.pipeline.report, goldfold.pipeline.run, goldfold.pipeline.stages
 from goldfold import files
 from goldfold.cli import main
 
