@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -124,13 +127,23 @@ def _with_overrides(path: Path, overrides: Sequence[str]) -> list[Layer]:
 
 
 def _merged(path: Path, layers: list[Layer]) -> dict[str, Any]:
+    text = json.dumps([values for _, values in layers])
+    # Resolvers such as ${oc.env:NAME} may give something else the next time.
+    return _merge(path, text) if "${" in text else copy.deepcopy(_merged_before(path, text))
+
+
+def _merge(path: Path, layers: str) -> dict[str, Any]:
+    """Of layers as JSON, so that they stay as they were read. Lists are replaced whole."""
     try:
-        merged = OmegaConf.merge(*(OmegaConf.create(_whole_lists(values)) for _, values in layers))
+        merged = OmegaConf.merge(*(OmegaConf.create(values) for values in json.loads(layers)))
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise BadInput(path, f"cannot be merged ({str(error).splitlines()[0]})") from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+_merged_before = functools.lru_cache(maxsize=256)(_merge)
 
 
 def _layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
@@ -159,9 +172,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise BadInput(path, "the configuration file does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(path, f"cannot be read ({error})") from None
+    return copy.deepcopy(_parsed(path, text))
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    """The keys of a file. A pipeline asks for the same parents again and again, and parsing is the dear part."""
     try:
         _check_yaml(path, yaml.compose(text, Loader=yaml.SafeLoader))
-        loaded = OmegaConf.load(path)  # reads 1e-4 as a number, where plain PyYAML reads text
+        loaded = OmegaConf.load(io.StringIO(text))  # reads 1e-4 as a number, where plain PyYAML reads text
         values = OmegaConf.to_container(loaded, resolve=False)
     except yaml.YAMLError as error:
         raise BadInput(path, f"not valid YAML ({' '.join(str(error).split())})") from None
@@ -222,11 +241,6 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         raise BadInput("command line", f"cannot read an override ({' '.join(str(error).split())})") from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in _named_on(values).items()}
-
-
-def _whole_lists(values: dict[str, Any]) -> dict[str, Any]:
-    # OmegaConf.merge replaces lists whole already; this only copies, so that layers stay as they were read.
-    return json.loads(json.dumps(values))  # type: ignore[no-any-return]
 
 
 def _validate(values: dict[str, Any], layers: list[Layer], model: type[S]) -> S:
