@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from goldfold.cli import main
 from goldfold.errors import GoldfoldError
@@ -18,9 +22,40 @@ from goldfold.training import FoldJob
 SMALL = ["folds.n=2", "train.epochs=3", "train.device=cpu"]
 
 
-def test_the_tiny_demo_ends_in_a_scored_submission(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--tiny", *SMALL]) == 0
-    report = capsys.readouterr().out
+@dataclass(frozen=True)
+class Demo:
+    """A folder in which the tiny demo was run twice: the second call's report, what it said, and the files it changed."""
+
+    folder: Path
+    report: str
+    said: str
+    changed: list[Path]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """The first time without the file of the solution, which nothing but scoring reads."""
+    torch.set_num_threads(1)
+    root, report, said = tmp_path_factory.mktemp("demo"), io.StringIO(), io.StringIO()
+    assert main(["-C", str(root), "demo", "--tiny", "--prepare"]) == 0
+    solution = root / "data/digits/solution.csv"
+    hidden = solution.rename(root / "hidden.csv")
+    assert main(["-C", str(root), "run", "configs/digits/pipeline.yaml", *SMALL]) == 0
+    hidden.rename(solution)
+    kept = [root / "submissions/digits.csv", *(root / "runs").rglob("model.safetensors")]
+
+    def state() -> list[tuple[int, bytes]]:  # the submission is written anew, with the same bytes
+        return [(0 if path.suffix == ".csv" else path.stat().st_mtime_ns, path.read_bytes()) for path in kept]
+
+    before = state()
+    with redirect_stdout(report), redirect_stderr(said):
+        assert main(["-C", str(root), "demo", "--tiny", *SMALL]) == 0
+    changed = [path for path, old, new in zip(kept, before, state(), strict=True) if old != new]
+    return Demo(root, report.getvalue(), said.getvalue(), changed)
+
+
+def test_the_tiny_demo_ends_in_a_scored_submission(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
+    project, report = demo.folder, demo.report
     ensemble = json.loads((project / "ensembles/digits/ensemble.json").read_text())
     row = next(line for line in report.splitlines() if " digits (" in line)
     plain, cross_fitted, _, private = (float(number) for number in re.findall(r"\d\.\d{4}", row)[2:6])
@@ -36,29 +71,14 @@ def test_the_tiny_demo_ends_in_a_scored_submission(project: Path, capsys: pytest
     by_hand = (submission["label"] == solution["label"].loc[submission.index]).mean()
     assert private == pytest.approx(by_hand, abs=1e-4)
     command = ["score", "submissions/digits.csv", "data/digits/solution.csv", "configs/digits/resnet.yaml", *SMALL]
-    assert main(command) == 0
+    assert main(["-C", str(project), *command]) == 0
     assert f"accuracy: {by_hand:.6f}" in capsys.readouterr().out
 
 
-def test_the_second_call_trains_nothing_again(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ["folds.n=2", "train.epochs=1", "train.device=cpu"]
-    assert main(["demo", "--tiny", *settings]) == 0
-    weights = sorted((project / "runs").rglob("model.safetensors"))
-    before = [path.stat().st_mtime_ns for path in weights]
-    first = (project / "submissions/digits.csv").read_bytes()
-    capsys.readouterr()
-    assert main(["demo", "--tiny", *settings]) == 0
-    assert "epoch" not in capsys.readouterr().err
-    assert [path.stat().st_mtime_ns for path in weights] == before
-    assert (project / "submissions/digits.csv").read_bytes() == first
-
-
-def test_nothing_but_scoring_reads_the_solution(project: Path) -> None:
-    assert main(["demo", "--tiny", "--prepare"]) == 0
-    (project / "data/digits/solution.csv").unlink()
-    settings = ["folds.n=2", "train.epochs=1", "train.device=cpu"]
-    assert main(["run", "configs/digits/pipeline.yaml", *settings]) == 0
-    assert (project / "submissions/digits.csv").exists()
+def test_the_second_call_trains_nothing_again(demo: Demo) -> None:
+    assert len(list(demo.folder.glob("runs/*/fold*/model.safetensors"))) == 8  # four rounds of two folds
+    assert "epoch" not in demo.said
+    assert demo.changed == []
 
 
 def test_a_failed_round_does_not_hide_those_that_ended(

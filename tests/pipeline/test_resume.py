@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from tests.commands import run, start
 from tests.pipeline.competitions import make_competition
 
 # Imports everything once, then forks a child for each attempt, before torch has started a thread.
@@ -91,19 +94,18 @@ for point in {points}:
 
 
 def test_a_run_killed_at_any_time_goes_on(project: Path) -> None:
-    """The same through the real command, killed from outside while it writes, predicts and computes."""
-    config = make_competition(project, train={"epochs": 3})
-    command = [sys.executable, "-m", "goldfold.cli", "train", str(config), "--run"]
-    environment = {"OMP_NUM_THREADS": "1", "PATH": "", "HOME": str(project)}
-    subprocess.run([*command, "whole"], cwd=project, env=environment, check=True, capture_output=True)
+    """The same by processes that are killed from outside while they write, predict and compute."""
+    config, log = make_competition(project, train={"epochs": 3}), project / "log"
+    train = ["train", str(config), "--run"]
+    assert run([*train, "whole"], project, log) == 0, log.read_text()
     for moment in ("fold 0 epoch 1/3", "fold 0 epoch 3/3", "fold 1 epoch 2/3"):
-        process = subprocess.Popen(
-            [*command, "killed"], cwd=project, env=environment, stderr=subprocess.PIPE, text=True
-        )
-        assert process.stderr is not None
-        assert any(moment in line for line in process.stderr), moment
+        log.write_text("")
+        process = start([*train, "killed"], project, log)
+        while moment not in log.read_text():
+            assert process.is_alive(), log.read_text()
+            time.sleep(0.002)
         process.kill()
-        process.wait()
-        process.stderr.close()
-    subprocess.run([*command, "killed"], cwd=project, env=environment, check=True, capture_output=True)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert run([*train, "killed"], project, log) == 0, log.read_text()
     assert artefacts(project / "runs/killed") == artefacts(project / "runs/whole")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +33,7 @@ from goldfold.teaching import OnlineTeacher
 from goldfold.tracking import WandbRun
 from goldfold.training import FoldJob, loop, train_fold
 from goldfold.training.session import Session, make_loader, start
+from tests.commands import run_pair
 from tests.pipeline.competitions import make_competition
 
 CONFIG = "configs/tiny.yaml"
@@ -338,23 +336,9 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     assert main(["-C", str(tmp_path), "train", CONFIG, "--run", "teacher", "input.size=32", "train.epochs=1"]) == 0
     taught = ["teacher.runs=[teacher]", "teacher.distill={how: online, weight: 0.5, features: 0.5}"]
     plain = ["model.backbone=test_vit", "input.size=32", "train.epochs=1", "optim.name=sgd", "optim.lr=0.05"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    pair = [
-        *launch,
-        "-m",
-        "goldfold.cli",
-        "train",
-        CONFIG,
-        "train.batch_size=6",
-        "name=pair",
-        *taught,
-        *plain,
-        "--fold",
-        "0",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(pair, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
+    pair = ["train", CONFIG, "train.batch_size=6", "name=pair", *taught, *plain, "--fold", "0"]
+    log = tmp_path / "log"
+    assert run_pair(pair, tmp_path, log) == (0, 0), log.read_text()
     alone = ["train", CONFIG, "train.batch_size=12", "name=alone", *taught, *plain, "--fold", "0"]
     assert main(["-C", str(tmp_path), *alone]) == 0
     first, second = (load_file(tmp_path / f"runs/{run}/fold0/model.safetensors") for run in ("pair", "alone"))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +26,7 @@ from goldfold.pipeline.stages import load_folds
 from goldfold.teaching import OnlineTeacher
 from goldfold.training import FoldJob, loop
 from goldfold.training.session import make_loader, start
+from tests.commands import run_pair
 
 CONFIG = "configs/tiny.yaml"
 # A network without batch norm or dropout: all that differs is the order of the sums.
@@ -216,34 +215,25 @@ def test_pieces_have_the_gradient_of_the_whole(trick: str, project: Path) -> Non
     assert apart(wanted, given) < 1e-5 * max(largest, 1)
 
 
-LAUNCHED = """
-import os, sys
-import torch
-from goldfold.cli import main
-from goldfold.models import Classifier
+def limit_the_second() -> None:
+    """More than three images are too many for it."""
+    pooled = Classifier.pooled
 
-pooled = Classifier.pooled
+    def limited(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+        if self.training and os.environ["RANK"] == "1" and len(images) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return pooled(self, images)
 
-def limited(self, images):
-    if self.training and os.environ["RANK"] == "1" and len(images) > 3:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-    return pooled(self, images)
-
-Classifier.pooled = limited
-sys.exit(main(sys.argv[1:]))
-"""
+    Classifier.pooled = limited  # type: ignore[method-assign]
 
 
 def test_processes_agree_that_one_is_short(project: Path) -> None:
     """The second of two processes runs short: both go on in halves, and neither waits for the other for ever."""
-    (project / "limited.py").write_text(LAUNCHED, encoding="utf-8")
     settings = [*PLAIN, "train.validate_every=2", "train.accumulate=2", "--fold", "0"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "limited.py"]
-    pair = [*launch, "train", CONFIG, "name=pair", "train.batch_size=5", *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(pair, cwd=project, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("goes on with 3, 2 times accumulated") == 1
+    pair = ["train", CONFIG, "name=pair", "train.batch_size=5", *settings]
+    log = project / "log"
+    assert run_pair(pair, project, log, limit_the_second) == (0, 0), log.read_text()
+    assert log.read_text().count("goes on with 3, 2 times accumulated") == 1
     assert main(["train", CONFIG, "name=alone", "train.batch_size=10", *settings]) == 0
     assert [line["pieces"] for line in lines(project, "pair")] == [2, 2]
     assert apart(weights(project, "pair"), weights(project, "alone")) < NEAR
