@@ -12,7 +12,7 @@ from tests.inference.packs import Example
 NEEDED = (
     "bundle", "config", "cores", "ensemble", "errors", "files", "forward", "images", "inference", "kaggle", "machine",
     "memory", "metadata", "metrics",
-    "models", "paths", "predict", "progress", "records", "seeds", "submission", "tasks", "tta",
+    "models", "npy", "paths", "predict", "progress", "records", "seeds", "submission", "tasks", "tta",
 )  # fmt: skip
 """What a kernel may import; every other room, also one that is yet to be built, is removed."""
 ROOMS = sorted(
