@@ -9,7 +9,7 @@ PINS := constraints.txt pyproject.toml
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint kernel-test clean
+.PHONY: help setup demo test slow-test lint kernel-test clean
 
 help:  ## List the targets
 	@echo "make TARGET [ARGS=...] [PYTHON=python3.12]"
@@ -21,8 +21,11 @@ setup: $(VENV)/.dev-installed  ## Make .venv with everything that working on Gol
 demo: $(VENV)/.demo-installed  ## Train, blend and score the embedded competition (ARGS=--tiny: two minutes, no download)
 	$(BIN)/goldfold demo $(ARGS)
 
-test: $(VENV)/.dev-installed  ## Run the tests
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+test: $(VENV)/.dev-installed  ## Run the tests but the slow ones
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+slow-test: $(VENV)/.dev-installed  ## Run those that take ten seconds and more each
+	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 lint: $(VENV)/.dev-installed  ## Check style and types
 	$(BIN)/ruff check .

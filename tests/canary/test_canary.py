@@ -31,7 +31,7 @@ def alarms(found: dict[str, Any]) -> set[tuple[str, str]]:
     return {(check["round"], check["rows_of"]) for check in found["checks"] if check["verdict"] == "leak"}
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 def test_silent_on_honest_rounds_and_loud_on_each_leaky_form(
     root: Path, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,6 +56,7 @@ def test_silent_on_honest_rounds_and_loud_on_each_leaky_form(
     assert last == f"red: labels leak in {', '.join(leaky)} (leaky on purpose: {', '.join(leaky)})"
 
 
+@pytest.mark.slow
 def test_other_forms_of_teaching(root: Path) -> None:
     """Inner folds, hard labels, stacks, greedy blends and students that teach are honest; what a leaky student teaches is
     marked, too."""
@@ -145,6 +146,7 @@ def test_views_that_are_chosen_by_score(root: Path, capsys: pytest.CaptureFixtur
     assert {key for key in found["changes"] if key.startswith("tta")} == {"tta.candidates", "tta.min_gain"}
 
 
+@pytest.mark.slow
 def test_the_demos_pipeline_without_a_download(root: Path) -> None:
     """Two networks, a blend that labels the test images and answers batches, another blend."""
     assert main(["demo", "--tiny", "--prepare"]) == 0

@@ -497,6 +497,7 @@ def test_an_exported_ensemble_predicts_as_goldfold_does(
         assert found.loc[name, row.index].to_numpy() == pytest.approx(row.to_numpy(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_public_run_with_the_guard_and_without_gpu(
     example: Example, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -512,6 +513,7 @@ def test_a_public_run_with_the_guard_and_without_gpu(
     assert values[0] == pytest.approx(values[1], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_faults_in_the_simulated_kernel(example: Example, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By wheels, processes and a cut network: of four networks one is whole, and a hidden test set without rows."""
     pack = tmp_path / "pack"

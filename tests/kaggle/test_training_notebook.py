@@ -114,6 +114,7 @@ def test_two_processes_train_every_fold_and_a_later_version_goes_on(kaggle: Path
     assert (working / "folds/tiny.csv").read_bytes() == (earlier / "folds/tiny.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_when_the_time_is_up_the_notebook_ends_well(kaggle: Path) -> None:
     """Long before the last epoch; what is trained stays for a later version."""
     path = kaggle / "input/datasets/me/tiny-code/configs/tiny/a.yaml"
@@ -146,6 +147,7 @@ def test_what_keeps_it_from_training_is_one_line(kaggle: Path, change: str, reas
     assert not (kaggle / "working/runs").exists()
 
 
+@pytest.mark.slow
 def test_wheels_do_where_there_is_no_source(kaggle: Path, tmp_path: Path) -> None:
     """In an environment without Goldfold, which borrows all other packages, and pip, from this one."""
     shutil.rmtree(kaggle / "input/datasets")

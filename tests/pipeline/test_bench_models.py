@@ -72,6 +72,7 @@ def test_candidates_side_by_side(config: Config, monkeypatch: pytest.MonkeyPatch
             bench_models(config, here, ["test_resnet"], epochs, folds, "small", apart=False)
 
 
+@pytest.mark.slow
 def test_the_command_measures_each_in_a_process_of_its_own(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["bench", "models", "configs/tiny.yaml", "--backbones", "test_resnet", "--folds", "0", "--epochs", "1"])

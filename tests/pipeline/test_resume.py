@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.commands import run, start
 from tests.pipeline.competitions import make_competition
 
@@ -64,6 +66,7 @@ def artefacts(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(text).hexdigest() for path, text in contents.items()}
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_write_ends_bit_identical(project: Path) -> None:
     config = make_competition(
         project,

@@ -28,7 +28,10 @@ def two_batches(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "train": {**train, **short}, "model": {**model, "pretrained": False}}
 
 
-@pytest.mark.parametrize("path", [*EXPERIMENTS, *RECIPES], ids=name)
+SHIPPED = [*EXPERIMENTS, *(pytest.param(path, marks=pytest.mark.slow) for path in RECIPES)]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=name)
 def test_a_configuration_trains_two_batches(path: Path, project: Path) -> None:
     tiny = make_competition(project, "binary" if "elpv" in path.parts else "multiclass", rows=ROWS, test_rows=2)
     small = read_yaml(tiny)

@@ -40,7 +40,10 @@ def problems(project: Path, config: Path, capsys: pytest.CaptureFixture[str]) ->
     return code, [line for line in capsys.readouterr().err.splitlines() if line.startswith("goldfold: ")]
 
 
-@pytest.mark.parametrize("kind", list(ANSWERS))
+KINDS = ["binary", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ANSWERS if kind != "binary")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_project_is_checked_trained_and_submitted(
     kind: str, small_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,5 +111,6 @@ def test_pseudo_labels_are_for_those_who_may(defaults: Path) -> None:
     assert {makes_pseudo_labels(answers) for answers in ANSWERS.values()} == {True, False}
 
 
+@pytest.mark.slow
 def test_the_projects_own_tests_pass(defaults: Path) -> None:
     assert "7 passed" in make(defaults, "test", "-v", "-p", "no:cacheprovider")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import sys
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+@functools.cache
 def make_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
