@@ -66,6 +66,17 @@ class TestRows:
         assert order == ["ours", "base", "base", "ours", "ours", "base"]
         assert samples == ({"amount": 1.0, "seconds": 2.0, "base_amount": 1.0, "base_seconds": 2.0},) * 3
 
+    def test_a_sample_is_the_sum_of_its_turns(self) -> None:
+        order: list[str] = []
+
+        def side(name: str) -> Any:
+            return lambda: (order.append(name), (1.0, float(len(order))))[1]
+
+        samples = take_turns(2, side("ours"), side("base"), slices=2)
+        assert order == ["ours", "base", "base", "ours", "base", "ours", "ours", "base"]
+        assert [sample["amount"] for sample in samples] == [2.0, 2.0]
+        assert [(sample["seconds"], sample["base_seconds"]) for sample in samples] == [(5.0, 5.0), (13.0, 13.0)]
+
     @pytest.mark.parametrize("error", [CannotMeasure("no CUDA device"), torch.OutOfMemoryError("full\nof it")])
     def test_a_row_that_fails_says_why_and_ends_alone(self, error: Exception) -> None:
         def fail() -> Measurement:
@@ -189,7 +200,7 @@ def test_groups_with_a_configuration(project: Path) -> None:
 
     config = load_config(make_competition(project, rows=24))
     rows = rows_of(Plan(Path(), given=from_config(config, Workspace(Path()))))
-    assert [row.name for row in rows] == list(WITH_CONFIG)
+    assert list(dict.fromkeys(row.group for row in rows)) == list(WITH_CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -216,10 +227,13 @@ def test_bad_input_is_one_line(
 
 def test_timms_loop_takes_turns_with_ours(project: Path) -> None:
     assert main(["bench", "speed", "--quick", "--only", "timm", "--repeats", "1"]) == 0
-    (found,) = json.loads(Path("benchmarks-out/speed.json").read_text())["rows"]
-    assert found["why"] is None, found["why"]
-    assert found["samples"][0]["base_amount"] >= 8
-    assert found["details"]["rival"]["library"].startswith("timm ")
+    rows = json.loads(Path("benchmarks-out/speed.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["timm", "timm-tuned"]  # as its script comes, and with what ours found out
+    for found in rows:
+        assert found["why"] is None, found["why"]
+        assert found["samples"][0]["base_amount"] >= 8
+        assert found["details"]["rival"]["library"].startswith("timm ")
+        assert "Our bare steps" in found["notes"][0]
 
 
 def test_peaks_of_memory_are_of_the_training(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy.special import expit
-from scipy.stats import rankdata
 
 from goldfold.config.schema import BlendMethod
 from goldfold.ensemble import stacking
@@ -106,7 +106,7 @@ class Blend:
                 if task.activation == "sigmoid":  # the other side of a yes or no has a mean of its own
                     total -= weight * np.log(np.maximum(1 - clipped, EPS))
             elif self.method == "rank_mean":
-                total += weight * ((rankdata(member, method="average", axis=0) - 0.5) / max(len(member), 1))
+                total += weight * ((ranks(member) - 0.5) / max(len(member), 1))
             else:
                 total += weight * member
         if self.method == "gmean":
@@ -216,6 +216,11 @@ def fit_rows(
         by_column = method == "rank_mean" and metric.by_column
         return Blend(method, tuple(names), weights[back], by_column=by_column)
     return Blend(method, tuple(names), weights[back], fitted.coefficients[:, back], fitted.intercept)
+
+
+def ranks(values: Floats) -> npt.NDArray[np.float64]:
+    """Each column's ranks from 1 to N, ties at their mean: (N, C) → (N, C)."""
+    return pd.DataFrame(values).rank(method="average").to_numpy(dtype=np.float64)
 
 
 def by_name(names: Sequence[str]) -> Ints:

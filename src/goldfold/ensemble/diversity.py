@@ -9,9 +9,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.stats import rankdata
 
-from goldfold.ensemble.blend import Blend, fit_rows, stack
+from goldfold.ensemble.blend import Blend, fit_rows, ranks, stack
 from goldfold.ensemble.crossfit import CrossFit
 from goldfold.metrics import Metric, score
 from goldfold.progress import progress
@@ -151,7 +150,7 @@ def _drop(
         values = [member[held] for member in members]
         if blend.method == "rank_mean":
             # Ranked once, not once for each member that is left out.
-            values = [(rankdata(value, axis=0) / len(value) - 0.5 / len(value)).astype(np.float32) for value in values]
+            values = [(ranks(value) / len(value) - 0.5 / len(value)).astype(np.float32) for value in values]
         for without in range(count):
             kept = [number for number in range(count) if number != without]
             rest = _without(blend, without)

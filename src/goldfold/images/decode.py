@@ -344,7 +344,8 @@ def locate(pattern: str, frame: pd.DataFrame, root: Path, where: object) -> list
             values = ", ".join(f"{name}={frame[name].iloc[row]}" for name in columns)
             what = f"row {row} ({values}) leads out of the image folder '{folder}'"
             raise BadInput(where, what, "its values may not hold '..' or begin with '/'")
-    return [root / text for text in texts]
+    start = f"{str(root).rstrip('/')}/"  # one parse a path: joining parses twice
+    return [Path(text if text.startswith("/") else start + text) for text in texts]
 
 
 def _parse(pattern: str, where: object) -> tuple[list[str], list[str], list[str]]:

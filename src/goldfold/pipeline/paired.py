@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from scipy import stats
+from scipy.special import stdtrit
 
 LEVEL = 0.95
 WITHIN, NO_SPREAD = "within noise", "no spread: no interval"
@@ -33,7 +33,7 @@ def paired(differences: Sequence[float], level: float = LEVEL) -> Interval:
     n, mean = len(differences), fmean(differences)
     if n < 2:
         return Interval(n, mean)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * stdev(differences) / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * stdev(differences) / math.sqrt(n)
     return Interval(n, mean, mean - half, mean + half)
 
 

@@ -9,13 +9,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import IO, Any, Literal
 
 import torch
 
 from goldfold.cores import logical_cores
 from goldfold.pipeline.bench.plan import Plan, Subject
-from goldfold.pipeline.bench.rows import CannotMeasure, Measurement, take_turns
+from goldfold.pipeline.bench.rows import CannotMeasure, Measurement, figure_of, take_turns
 from goldfold.pipeline.bench.training import Loop, describe_loop
 from goldfold.pipeline.competition import load_competition
 
@@ -77,8 +78,11 @@ def started(library: Library, settings: dict[str, Any], python: str) -> Iterator
             process.wait()
 
 
-def measure_rival(library: Library, subject: Subject, plan: Plan) -> Measurement:
-    """Images a second of our loop over the rival's, on the same images, backbone, size and batch, in turns."""
+def measure_rival(library: Library, subject: Subject, plan: Plan, tuned: bool = False) -> Measurement:
+    """Images a second of our loop over the rival's, on the same images, backbone, size and batch, in turns.
+
+    ``tuned``: it computes in the precision and memory layout that ours has found to be fastest, and not in its own.
+    """
     loop = Loop(subject.config, subject.workspace, plan.seconds)
     recipe = loop.job.recipe
     amount, seconds = loop.whole()
@@ -96,17 +100,21 @@ def measure_rival(library: Library, subject: Subject, plan: Plan) -> Measurement
         "lr": recipe.optim.lr,
         "weight_decay": recipe.optim.weight_decay,
         "device": loop.machine.device.type,
-        "precision": loop.machine.precision,
-        "channels_last": loop.machine.memory_format is torch.channels_last,
+        "precision": loop.machine.precision if tuned or loop.machine.device.type == "cuda" else "fp32",
+        "channels_last": tuned and loop.machine.memory_format is torch.channels_last,
         "workers": logical_cores(),
     }
     python = plan.fastai_python if library == "fastai" and plan.fastai_python else sys.executable
     with started(library, settings, python) as rival:
         rival.epoch()
         samples = take_turns(plan.repeats, loop.whole, rival.epoch)
+        steps = take_turns(min(plan.repeats, 3), loop.bare, rival.epoch)
         about = rival.about
+    most = median(figure_of("rate_ratio", sample) for sample in steps)
     details = {"images": subject.what, "rival": about, **describe_loop(loop, samples)}
-    return Measurement(samples, details)
+    return Measurement(
+        samples, details, (f"Our bare steps, which wait for nothing, are {most:.2f} times as fast as its loop.",)
+    )
 
 
 def _tree(paths: list[Path], labels: list[str], folder: Path, count: int) -> Path:

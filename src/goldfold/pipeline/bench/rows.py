@@ -109,19 +109,21 @@ def conclude(goal: Goal, found: Measurement) -> dict[str, Any]:
 
 
 def take_turns(
-    repeats: int, ours: Callable[[], tuple[float, float]], base: Callable[[], tuple[float, float]]
+    repeats: int, ours: Callable[[], tuple[float, float]], base: Callable[[], tuple[float, float]], slices: int = 1
 ) -> tuple[Sample, ...]:
-    """Measure two things in turns, so that a slow minute of the machine slows both. Each gives an amount and its seconds."""
+    """Measure two things in turns, so that a slow minute of the machine slows both. Each gives an amount and its seconds.
+
+    A sample is the sum of ``slices`` turns of each: the shorter they are, the more of the machine's moods they share.
+    """
     samples = []
     for number in range(repeats):
-        # Each goes first every other time.
-        if number % 2:
-            base_amount, base_seconds = base()
-            amount, seconds = ours()
-        else:
-            amount, seconds = ours()
-            base_amount, base_seconds = base()
-        samples.append({"amount": amount, "seconds": seconds, "base_amount": base_amount, "base_seconds": base_seconds})
+        sample: Sample = dict.fromkeys(("amount", "seconds", "base_amount", "base_seconds"), 0.0)
+        for turn in range(number, number + slices):
+            for ours_now in (True, False) if turn % 2 == 0 else (False, True):  # each goes first every other time
+                amount, seconds = ours() if ours_now else base()
+                sample["amount" if ours_now else "base_amount"] += amount
+                sample["seconds" if ours_now else "base_seconds"] += seconds
+        samples.append(sample)
     return tuple(samples)
 
 

@@ -8,16 +8,20 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 
+import numpy as np
 import pandas as pd
 import torch
 
+from goldfold import files
 from goldfold.bundle import load_bundle
 from goldfold.cores import logical_cores
 from goldfold.images import ImageSpec, open_images
 from goldfold.images.decode import load
 from goldfold.machine import Machine
 from goldfold.models import Classifier
+from goldfold.npy import NpyFile
 from goldfold.pipeline.bench.plan import Plan, Subject, changed, link_files, renamed
 from goldfold.pipeline.bench.rows import Measurement, rates, take_turns
 from goldfold.pipeline.bench.training import settle
@@ -29,6 +33,8 @@ from goldfold.predict import bundle_views
 from goldfold.tta import View
 
 PROBED = 24
+LEAST = 6
+"""Batches to predict, at the least."""
 CHUNK = 16
 
 
@@ -52,8 +58,28 @@ def measure_cache(subject: Subject, plan: Plan) -> Measurement:
         return float(count), decode_all(paths, spec)
 
     samples = take_turns(plan.repeats, build, pure)
+    whole = median(sample["seconds"] for sample in samples)
+    hashing, writing = _seconds_beside(paths, spec, plan.scratch("cache-parts") / "images.npy")
     details = {"images": subject.what, "files": count, "size": spec.size, "cores": logical_cores(), **rates(samples)}
-    return Measurement(samples, details)
+    note = (
+        f"Beside decoding: {hashing / whole:.0%} of the time to hash the files, by which a store never goes stale, "
+        f"{writing / whole:.0%} to write {count * math.prod(spec.shape) / 1e6:.0f} MB and see them on the disk."
+    )
+    return Measurement(samples, details, (note,))
+
+
+def _seconds_beside(paths: Sequence[Path], spec: ImageSpec, out: Path) -> tuple[float, float]:
+    """Seconds in which all cores hash the files, and in which one writes an array of as many images."""
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(logical_cores()) as pool:
+        list(pool.map(files.sha256_file, paths))
+    hashed, image = time.perf_counter(), np.zeros((1, *spec.shape), dtype=np.uint8)
+    with NpyFile(out, (len(paths), *spec.shape), np.uint8) as file:
+        for row in range(len(paths)):
+            file.write(row, image)
+    written = time.perf_counter()
+    out.unlink()
+    return hashed - begun, written - hashed
 
 
 def decode_all(paths: Sequence[Path], spec: ImageSpec) -> float:
@@ -113,7 +139,8 @@ def measure_tta(members: Sequence[Subject], plan: Plan) -> Measurement:
         return time.perf_counter() - begun
 
     forward(1)
-    batches = max(math.ceil(plan.seconds / forward(1)), 1)
+    # Enough images that reading the weights, once a call, does not decide.
+    batches = max(math.ceil(plan.seconds / forward(1)), 1 if plan.quick else LEAST)
     count = batches * batch
     paths = link_files(data.train_paths, plan.scratch("tta-images"), count)
     csv = plan.folder / "tta.csv"

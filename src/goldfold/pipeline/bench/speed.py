@@ -190,15 +190,13 @@ def _other_rows(plan: Plan) -> list[Row]:
         pair = ("test_efficientnet", TINY) if tiny else (("tf_efficientnet_b0", "resnet50d") if gpu else ON_CPU)
         return [plan.subject(f"tta-{name}", name, size, tta=tta, train=batch) for name in pair]
 
-    def rival(library: Library) -> Row:
-        name = {"fastai": "fastai's vision_learner", "timm": "timm's loader and train step"}[library]
-        title = (
-            f"training, whole loop ÷ {name}: {backbone}, {size} px"
-            if plan.given is None
-            else f"training, whole loop ÷ {name}"
-        )
+    def rival(library: Library, tuned: bool = False) -> Row:
+        what = {"fastai": "fastai's vision_learner", "timm": "timm's loader and train step"}[library]
+        title = f"training, whole loop ÷ {what}" + (", in our precision and layout" if tuned else "")
+        title += f": {backbone}, {size} px" if plan.given is None else ""
         goal = Goal("rate_ratio", 1.2 if gpu else 2.0)
-        return Row(library, library, title, goal, lambda: measure_rival(library, plain("rival"), plan))
+        name = f"{library}-tuned" if tuned else library
+        return Row(name, library, title, goal, lambda: measure_rival(library, plain("rival"), plan, tuned))
 
     return [
         Row("trunk", "trunk", "training with a cached trunk ÷ the plain loop", Goal("rate_ratio", 3.5),
@@ -209,6 +207,7 @@ def _other_rows(plan: Plan) -> list[Row]:
             lambda: measure_cache(plan.subject("cache", backbone, 32 if tiny else 224), plan)),
         rival("fastai"),
         rival("timm"),
+        rival("timm", tuned=True),
         Row("help", "help", "goldfold --help", Goal("seconds", 0.5), lambda: measure_help(plan)),
         Row("check", "check", f"goldfold check --no-decode, {plan.rows:,} rows", Goal("seconds", 10.0),
             lambda: measure_check(plan)),

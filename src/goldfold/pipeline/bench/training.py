@@ -28,6 +28,9 @@ from goldfold.training.job import EPOCH
 from goldfold.training.loop import train_epoch
 from goldfold.training.session import make_loader, pace, prepared, start
 
+SLICES = 4
+"""Turns of which a sample is made: on a shared machine two stretches of four seconds differ by a fifth by chance alone."""
+
 PROBED = 3
 PROFILED = 12
 
@@ -47,7 +50,7 @@ class Loop:
         self.session.wrapped.train()
         self.bare(PROBED)  # the first steps are slower
         amount, took = self.bare(PROBED)
-        self.steps = max(math.ceil(seconds * amount / took / stretch.batch_size), 2)
+        self.steps = max(math.ceil(seconds * amount / took / stretch.batch_size), 3)
         self.job = lengthened(job, self.steps * stretch.batch_size)
         self.order, self.loader = make_loader(self.job, self.machine, self.session, stretch)
         self.rates = pace(self.session, self.job)
@@ -124,8 +127,8 @@ def measure_training(subject: Subject, plan: Plan, n_cores: int | None = None) -
 def train_in_child(config: dict[str, Any], root: str, seconds: float, repeats: int) -> dict[str, Any]:
     """Samples of the whole loop over the bare step, with where the loop's time goes."""
     checked = config_from_dict(config, "bench")
-    loop = Loop(checked, Workspace(Path(root)), seconds)
-    samples = take_turns(repeats, loop.whole, loop.bare)
+    loop = Loop(checked, Workspace(Path(root)), seconds / SLICES)
+    samples = take_turns(repeats, loop.whole, loop.bare, SLICES)
     details = describe_loop(loop, samples)
     job, machine = loop.job, loop.machine
     del loop  # its memory, on a GPU
