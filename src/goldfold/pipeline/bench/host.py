@@ -26,7 +26,7 @@ def describe_host() -> dict[str, Any]:
         "cores": logical_cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": gpus,
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "load": round(os.getloadavg()[0], 2),
         "versions": versions(),
     }
