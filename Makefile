@@ -24,7 +24,7 @@ demo: $(VENV)/.demo-installed  ## Train, blend and score the embedded competitio
 test: $(VENV)/.dev-installed  ## Run the tests but the slow ones
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
-slow-test: $(VENV)/.dev-installed  ## Run those that take ten seconds and more each
+slow-test: $(VENV)/.dev-installed  ## Run the slow tests: more seeds, kinds of project, whole notebooks
 	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 lint: $(VENV)/.dev-installed  ## Check style and types

@@ -61,7 +61,34 @@ def test_the_image_has_a_tag_and_no_registry() -> None:
     assert re.match(r"3\.\d+", tag)
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
     assert needed == f">={'.'.join(tag.split('-')[0].split('.')[:2])}"  # constraints.txt was resolved on the oldest one
-    assert not re.search(r"index-url|https?://|docker\.io|ghcr|quay", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    assert foreign((ROOT / "Dockerfile").read_text(encoding="utf-8")) == []
+
+
+# An address, a host before a path, and pip's words for an index of one's own.
+FOREIGN = re.compile(
+    r"\w+://\S+|(?:[\w-]+\.)+[a-z]+(?::\d+)?/\S+|localhost\S*|\S*index[-_]url\S*|\s-i\s|find[-_]links", re.I
+)
+
+
+def foreign(text: str) -> list[str]:
+    return FOREIGN.findall(text)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "RUN pip install --index-url $INDEX torch",
+        "ENV PIP_EXTRA_INDEX_URL=$INDEX",
+        "RUN pip install -i $INDEX torch",
+        "RUN pip install --find-links $FOLDER torch",
+        "RUN curl scheme://registry.example/setup.sh",
+        "COPY --from=registry.example/tools:1 /bin/tool /bin/tool",
+        "COPY --from=registry.example:5000/tools /bin/tool /bin/tool",
+        "RUN pip install localhost:8080/torch.whl",
+    ],
+)
+def test_a_registry_would_be_noticed(line: str) -> None:
+    assert foreign(f"FROM python:3.11\n{line}\n")
 
 
 def test_it_does_not_run_as_root() -> None:

@@ -57,11 +57,15 @@ class NpyFile:
         self._size = int(np.prod(shape[1:])) * kind.itemsize
         self._file = path.open("wb")
         header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
-        self._file.flush()
-        self._start = self._file.tell()
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._file.fileno(), 0, self._start + shape[0] * self._size)
+        try:
+            np.lib.format.write_array_header_1_0(self._file, header)
+            self._file.flush()
+            self._start = self._file.tell()
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file.fileno(), 0, self._start + shape[0] * self._size)
+        except BaseException:
+            self._file.close()
+            raise
 
     def write(self, row: int, values: Array) -> None:
         """``values`` (B, ...) of the file's own type as the rows from ``row`` on."""

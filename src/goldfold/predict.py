@@ -224,7 +224,7 @@ def try_views(model: Classifier, tta: Tta) -> None:
                     if shape not in tried:
                         model(seen, metadata)
                     tried.add(shape)
-            except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+            except (RuntimeError, AssertionError, ValueError) as error:
                 if isinstance(error, torch.OutOfMemoryError | BadInput):
                     raise
                 reason = " ".join(str(error).split())[:160]

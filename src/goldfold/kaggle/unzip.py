@@ -37,7 +37,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with source.open(item) as packed, target.open("xb") as plain:
                     shutil.copyfileobj(packed, plain, 1 << 20)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:
         raise GoldfoldError(f"{archive}: not a whole zip archive ({error}); download it again") from error
     except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         raise GoldfoldError(f"{archive}: a file and a folder of one name ({error.filename})") from error
