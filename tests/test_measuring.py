@@ -23,6 +23,7 @@ from goldfold.measuring import (
     compiling_pays,
     fastest,
     measure_compiled,
+    measure_memory,
     measure_prediction,
     measure_training,
     take_turns,
@@ -228,3 +229,15 @@ def test_a_gpu_is_measured_and_given_back() -> None:
     assert len(measure_prediction(network, device, prediction)) == 2
     assert torch.cuda.memory_allocated(device) == before
     assert measure_compiled(network, device, training[0]).timing.ratio > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_memory_of_a_training_grows_with_its_batch() -> None:
+    device = torch.device("cuda", 0)
+    spec = ModelSpec("resnet18", 96, 3, (0.5,) * 3, (0.5,) * 3, 4, "softmax")
+    before = torch.cuda.memory_allocated(device)
+    mode = ways(Train(), device)[0][0]
+    small, large = (measure_memory(Network(spec, Freeze(), size), device, mode) for size in (16, 256))
+    assert 6 * 4 * 11e6 < small < large
+    assert torch.cuda.memory_allocated(device) == before

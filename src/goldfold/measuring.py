@@ -256,6 +256,26 @@ def measure_compiled(network: Network, device: torch.device, mode: Mode) -> Comp
     return _in_memory(measure, network, device, 3)
 
 
+def measure_memory(network: Network, device: torch.device, mode: Mode) -> int:
+    """Bytes of a GPU that a training takes: the peak of a step, and what comes to the gradients later.
+
+    That is the optimizer's state, the weight average and what their updates hold: five times the parameters. Raises
+    torch.OutOfMemoryError where a step of a whole batch does not fit.
+    """
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    with torch.random.fork_rng(devices=[device]):
+        steps = _Steps(network, device, network.batch_size)
+        steps.training(mode)()
+    peak = torch.cuda.max_memory_reserved(device) - before
+    parameters = sum(value.nbytes for value in steps.model(mode.channels_last).parameters())
+    del steps
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak + 5 * parameters
+
+
 def compile_steps(model: nn.Module) -> nn.Module:
     """The module whose calls are compiled; the model itself, its state and its other calls stay as they are.
 

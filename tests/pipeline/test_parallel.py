@@ -25,7 +25,7 @@ from goldfold import progress as progress_room
 from goldfold.cli import main
 from goldfold.errors import BadInput, GoldfoldError
 from goldfold.pipeline import parallel, settling, stages
-from goldfold.pipeline.parallel import how_many, on_ray, processes, run_all, visible_gpus
+from goldfold.pipeline.parallel import CONTEXT, how_many, on_ray, processes, run_all, share_gpus, visible_gpus
 from tests.pipeline.competitions import make_competition
 from tests.pipeline.test_resume import artefacts
 
@@ -107,6 +107,52 @@ def test_slots_take_turns_at_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert visible_gpus(2) == ["0", "1"]
     assert [how_many("auto", gpus) for gpus in ([], ["0"], ["0", "1"])] == [1, 1, 2]
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("free", "slots", "each", "places"),
+    [
+        ([16 * GB], 4, 3 * GB, ["a"] * 4),
+        ([16 * GB], 4, 5 * GB, ["a"] * 2),
+        ([16 * GB], 4, 40 * GB, ["a"]),  # trains in smaller pieces, alone
+        ([16 * GB, 16 * GB], 4, 5 * GB, ["a", "b", "a", "b"]),
+        ([16 * GB, 16 * GB], 3, 5 * GB, ["a", "b", "a"]),
+        ([2 * GB, 24 * GB], 5, 5 * GB, ["a", "b", "b", "b"]),  # something else runs on the first
+        ([16 * GB, 16 * GB], 8, 9 * GB, ["a", "b"]),
+    ],
+)
+def test_a_gpu_is_shared_by_what_fits(free: list[int], slots: int, each: int, places: list[str]) -> None:
+    found = share_gpus(["a", "b"][: len(free)], slots, free, each)
+    assert found == places
+    for gpu, room in zip("ab", free, strict=False):
+        assert found.count(gpu) == 1 or found.count(gpu) * (each + CONTEXT) < room
+
+
+@pytest.mark.parametrize(
+    ("each", "places", "words"),
+    [
+        (2 * GB, ["4", "7", "4", "7", "4"], "a fold takes about 2.0 GB of a GPU, 16.0 GB are free"),
+        (8 * GB, ["4", "7"], "a fold takes about 8.0 GB of a GPU, 16.0 GB are free: not 5 but 2 folds at a time"),
+        (torch.OutOfMemoryError("full"), ["4", "7"], "a fold takes about 16.0 GB"),
+        (None, ["4", "7", "4", "7", "4"], ""),
+    ],
+)
+def test_more_folds_than_gpus_are_measured_first(
+    each: Any, places: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fold_memory(*_: Any) -> Any:
+        if isinstance(each, Exception):
+            raise each
+        return each
+
+    monkeypatch.setattr(stages, "fold_memory", fold_memory)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (16 * GB, 24 * GB))
+    run: Any = SimpleNamespace(config=SimpleNamespace(name="x"), data=SimpleNamespace(task=None), machine=None)
+    assert stages._shared(run, ["4", "7"], 5) == places
+    assert words in capsys.readouterr().err
 
 
 def test_a_process_knows_its_own_gpu_alone_and_draws_no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,9 +358,10 @@ def test_folds_at_a_time_are_folds_one_by_one(project: Path, capsys: pytest.Capt
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_two_folds_share_the_gpus(project: Path) -> None:
+def test_two_folds_share_the_gpus(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = make_competition(project)
     assert main(["train", str(config), "train.device=cuda", "--jobs", "2"]) == 0
+    assert torch.cuda.device_count() > 1 or "a fold takes about" in capsys.readouterr().err
     record = json.loads((project / "runs/tiny/run.json").read_text(encoding="utf-8"))
     assert all(fold["peak_memory_mb"] > 0 for fold in record["folds"].values())
     assert main(["train", str(config), "train.device=cuda", "--jobs", "auto", "--run", "auto"]) == 0

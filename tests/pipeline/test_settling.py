@@ -15,9 +15,11 @@ import torch
 
 from goldfold import measuring
 from goldfold.cli import main
-from goldfold.machine import Machine, Mode
+from goldfold.config import load_config
+from goldfold.machine import Machine, Mode, find_machine
 from goldfold.measuring import Network, Timing
 from goldfold.pipeline import settling
+from goldfold.pipeline.competition import load_competition
 from goldfold.training import session
 from tests.pipeline.competitions import make_competition
 from tests.pipeline.test_resume import artefacts
@@ -258,3 +260,19 @@ def test_predicting_is_another_machine_where_it_differs() -> None:
     assert machine.predicting == Machine(torch.device("cpu"), "fp32", False, 0)
     plain = Machine(torch.device("cpu"), "bf16", True, 0)
     assert plain.predicting is plain
+
+
+def test_a_fold_takes_as_much_as_its_largest_phase(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def memory(network: Network, device: torch.device, mode: Mode) -> int:
+        seen.append((network.spec.size, network.batch_size, network.freeze.stages))
+        return network.spec.size * network.batch_size
+
+    monkeypatch.setattr(settling, "measure_memory", memory)
+    phases = "train.phases=[{epochs: 1, frozen: 1, size: 16}, {epochs: 1, size: 48, batch_size: 4}, {epochs: 1}]"
+    config = load_config(Path(CONFIG), [phases, "train.epochs=3", "train.batch_size=8", "input.cache_size=48"])
+    data = load_competition(config.competition, project)
+    size = config.input.size
+    assert settling.fold_memory(config, data.task, find_machine(config.train)) == max(48 * 4, size * 8)
+    assert seen == [(16, 8, 1), (48, 4, 0), (size, 8, 0)]

@@ -24,6 +24,11 @@ from goldfold.progress import plain_lines
 T = TypeVar("T")
 R = TypeVar("R")
 
+CONTEXT = 600 * 2**20
+"""Bytes of a GPU that a process takes before it computes anything: CUDA's kernels and the libraries' workspaces."""
+HEADROOM = 0.92
+"""The part of a GPU's free memory that is shared out; the rest is for what the allocator cannot use of its blocks."""
+
 Jobs = int | Literal["auto"]
 Place = Literal["here", "ray"]
 Start = Callable[[int], Executor]
@@ -74,7 +79,10 @@ def run_all(
 
 
 def processes(gpus: Sequence[str]) -> Start:
-    """A process a slot on this machine; the slots take turns at the ``gpus``, named as in CUDA_VISIBLE_DEVICES."""
+    """A process a slot on this machine, which knows one of ``gpus``: the slots take turns at them.
+
+    They are named as in CUDA_VISIBLE_DEVICES; one that is named twice is shared.
+    """
 
     def start(slot: int) -> Executor:
         # Not forked: CUDA and torch's threads do not survive that.
@@ -127,6 +135,16 @@ def on_ray(gpus_each: float, threads: int) -> Start:
 def how_many(jobs: Jobs, gpus: Sequence[str]) -> int:
     """``auto``: one a GPU; one without a GPU."""
     return max(len(gpus), 1) if jobs == "auto" else jobs
+
+
+def share_gpus(gpus: Sequence[str], slots: int, free: Sequence[int], each: int) -> list[str]:
+    """The GPU of each slot: they take turns, and a GPU is shared by no more than fit into its memory, but by one at least.
+
+    ``free``: bytes by GPU; ``each``: bytes that a task takes. There may be fewer places than ``slots``.
+    """
+    room = [max(int(HEADROOM * bytes_free) // (each + CONTEXT), 1) for bytes_free in free]
+    turns = [gpu for turn in range(max(room)) for gpu, fit in zip(gpus, room, strict=True) if turn < fit]
+    return turns[:slots]
 
 
 def visible_gpus(count: int) -> list[str]:

@@ -32,15 +32,17 @@ from goldfold.measuring import (
     TooSlow,
     compiling_pays,
     measure_compiled,
+    measure_memory,
     measure_prediction,
     measure_training,
     ways,
 )
 from goldfold.models import make_spec
 from goldfold.paths import RunPaths, Workspace
-from goldfold.pipeline.jobs import cache_folder
+from goldfold.pipeline.jobs import cache_folder, make_recipe
 from goldfold.progress import say, warn
 from goldfold.tasks import Task
+from goldfold.training.plan import make_plan
 
 LONG_FOLD = 900.0
 """Seconds of a fold's training below which ``train.compile: auto`` compiles nothing: that alone takes a minute or more, and
@@ -109,6 +111,27 @@ def network_of(config: Config, task: Task) -> Network:
     model, freeze = config.model.model_copy(update={"metadata": Metadata()}), config.model.freeze
     frozen = Freeze(stages=freeze.stages, batch_norm=freeze.batch_norm, cache=freeze.cache)
     return Network(make_spec(model, config.input, task), frozen, config.train.batch_size)
+
+
+def fold_memory(config: Config, task: Task, machine: Machine) -> int | None:
+    """Bytes of a GPU that a fold's training takes, in its largest phase; None where it cannot be measured.
+
+    Raises torch.OutOfMemoryError where a batch does not fit into a whole one.
+    """
+    mode = Mode(machine.precision, machine.channels_last)
+    whole = network_of(config, task)
+    found = []
+    try:
+        for stretch in make_plan(make_recipe(config)):
+            freeze = whole.freeze.model_copy(update={"stages": stretch.frozen})
+            network = Network(replace(whole.spec, size=stretch.size), freeze, stretch.batch_size)
+            found.append(measure_memory(network, machine.device, mode))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the training will meet it too, and knows better what to say
+        warn(f"{config.name}: the memory of a fold cannot be measured: {type(error).__name__}")
+        return None
+    return max(found)
 
 
 def speed_key(machine: Machine, network: Network, train: Train) -> str:

@@ -23,10 +23,10 @@ from goldfold.pipeline.competition import CompetitionData, load_competition
 from goldfold.pipeline.gather import gather
 from goldfold.pipeline.jobs import Sources, open_sources, try_augmentation
 from goldfold.pipeline.lineage import is_leaky, named, refuse_optimistic_teachers
-from goldfold.pipeline.parallel import Jobs, Place, how_many, on_ray, processes, run_all, visible_gpus
+from goldfold.pipeline.parallel import Jobs, Place, how_many, on_ray, processes, run_all, share_gpus, visible_gpus
 from goldfold.pipeline.reporting import Reporter
 from goldfold.pipeline.run_folder import digest_inputs, fold_folders, is_whole, open_run, record_fold
-from goldfold.pipeline.settling import settle
+from goldfold.pipeline.settling import fold_memory, settle
 from goldfold.pipeline.teaching import make_job
 from goldfold.pipeline.views import refuse_single_fold, settle_views
 from goldfold.progress import plain_lines, say, warn
@@ -187,6 +187,9 @@ def _train_folds(run: Opened, folds: Sequence[int], jobs: Jobs, place: Place) ->
                 waiting.append((fold, seed))
     gpus = visible_gpus(torch.cuda.device_count()) if machine.device.type == "cuda" else []
     slots = min(how_many(jobs, gpus), len(waiting))
+    if place == "here" and 0 < len(gpus) < slots:
+        gpus = _shared(run, gpus, slots)
+        slots = len(gpus)
     if place == "here" and slots <= 1:
         found = [(_name(run, fold, seed), train_one(run, fold, seed)) for fold, seed in waiting]
         return {name: error for name, error in found if error is not None}
@@ -197,13 +200,34 @@ def _train_folds(run: Opened, folds: Sequence[int], jobs: Jobs, place: Place) ->
         FoldTask(config, run.workspace, Path.cwd(), fold, seed, machine, threads, run.fingerprint)
         for fold, seed in waiting
     ]
-    each = f"{threads} thread{'s' if threads > 1 else ''}" + (f", GPU {' or '.join(gpus)}" if gpus else "")
+    each = f"{threads} thread{'s' if threads > 1 else ''}" + (
+        f", GPU {' or '.join(dict.fromkeys(gpus))}" if gpus else ""
+    )
     say(f"{config.name}: {slots} of {len(tasks)} folds at a time, each in a process of its own ({each})")
     start = processes(gpus) if place == "here" else on_ray(1.0 if gpus else 0.0, threads)
     ended = run_all(train_elsewhere, tasks, slots, start, _died)
     return {
         _name(run, task.fold, task.seed): error for task, error in zip(tasks, ended, strict=True) if error is not None
     }
+
+
+def _shared(run: Opened, gpus: Sequence[str], slots: int) -> list[str]:
+    """The GPU of each of ``slots`` folds at a time, or of as many as fit into their memory.
+
+    Folds that crowd each other out would train in smaller pieces, and not to the same result as alone.
+    """
+    free = [torch.cuda.mem_get_info(number)[0] for number in range(len(gpus))]
+    try:
+        each = fold_memory(run.config, run.data.task, run.machine)
+    except torch.OutOfMemoryError:
+        each = max(free)
+    torch.cuda.empty_cache()  # after an error, too: the folds' processes need it
+    if each is None:
+        return [gpus[slot % len(gpus)] for slot in range(slots)]
+    shared = share_gpus(gpus, slots, free, each)
+    told = f"{run.config.name}: a fold takes about {each / 1e9:.1f} GB of a GPU, {max(free) / 1e9:.1f} GB are free"
+    say(told if len(shared) == slots else f"{told}: not {slots} but {len(shared)} folds at a time")
+    return shared
 
 
 def train_elsewhere(task: FoldTask) -> GoldfoldError | None:
