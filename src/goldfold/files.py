@@ -17,6 +17,9 @@ import pandas as pd
 
 from goldfold.errors import BadInput
 
+LARGE = 2**24
+"""Bytes from which a file is digested block by block, and not read at once."""
+
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Call ``write`` on a temporary file beside ``path``, sync it to disk and rename it into place."""
@@ -98,9 +101,12 @@ def read_parquet(path: Path) -> pd.DataFrame:
         raise BadInput(path, f"not a readable Parquet file ({error})") from None
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Path | str) -> str:
+    """The digest in hexadecimal. Raises BadInput when the file is missing."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - of 100,000 names a Path each takes a second
+            if os.fstat(file.fileno()).st_size < LARGE:
+                return hashlib.sha256(file.readall()).hexdigest()  # images: half of the time of reading by blocks
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise BadInput(path, "the file does not exist") from None

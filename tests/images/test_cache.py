@@ -68,8 +68,8 @@ def count_hashes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     real = cache.files.sha256_file
 
-    def counted(path: Path) -> str:
-        seen.append(path)
+    def counted(path: Path | str) -> str:
+        seen.append(Path(path))
         return real(path)
 
     monkeypatch.setattr(cache.files, "sha256_file", counted)

@@ -36,6 +36,8 @@ PROBED = 24
 LEAST = 6
 """Batches to predict, at the least."""
 CHUNK = 16
+SLICES = 2
+"""Turns of a sample of the store: not more, or else what a store costs once weighs as much as many images."""
 
 
 def measure_cache(subject: Subject, plan: Plan) -> Measurement:
@@ -44,7 +46,8 @@ def measure_cache(subject: Subject, plan: Plan) -> Measurement:
     spec = ImageSpec.from_config(subject.config.input)
     probe = data.train_paths[:PROBED]
     decode_all(probe, spec)
-    count = max(math.ceil(plan.seconds * len(probe) / decode_all(probe, spec)), logical_cores() * CHUNK)
+    seconds = plan.seconds / SLICES
+    count = max(math.ceil(seconds * len(probe) / decode_all(probe, spec)), logical_cores() * CHUNK)
     paths = link_files(data.train_paths, plan.scratch("cache-images"), count)
     ids = [path.stem for path in paths]
 
@@ -57,8 +60,8 @@ def measure_cache(subject: Subject, plan: Plan) -> Measurement:
     def pure() -> tuple[float, float]:
         return float(count), decode_all(paths, spec)
 
-    samples = take_turns(plan.repeats, build, pure)
-    whole = median(sample["seconds"] for sample in samples)
+    samples = take_turns(plan.repeats, build, pure, SLICES)
+    whole = median(sample["seconds"] for sample in samples) / SLICES
     hashing, writing = _seconds_beside(paths, spec, plan.scratch("cache-parts") / "images.npy")
     details = {"images": subject.what, "files": count, "size": spec.size, "cores": logical_cores(), **rates(samples)}
     note = (
