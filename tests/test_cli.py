@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,38 @@ def refused(capsys: Capture, *arguments: str) -> str:
 
 def train(*overrides: str) -> None:
     assert main(["train", CONFIG, "train.epochs=1", *overrides]) == 0
+
+
+# --- the process -------------------------------------------------------------------------------------------------------
+
+ENDS = """
+import atexit, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from goldfold.cli.__main__ import run
+pool = ThreadPoolExecutor(1)
+pool.submit(print, "a pool")
+threading.Thread(target=lambda: (time.sleep(0.2), print("a thread"))).start()
+atexit.register(print, "a handler")
+sys.argv = ["goldfold", "tricks", *sys.argv[1:]]
+run()
+"""
+
+
+def test_a_command_ends_its_threads_and_handlers_and_loses_no_line() -> None:
+    """Though the process then ends without being taken apart."""
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["a thread", "a handler"]
+    assert "mixup" in done.stdout
+    done = subprocess.run([sys.executable, "-c", ENDS, "nothing"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("goldfold: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to a disk that is full")
+def test_output_that_cannot_be_written_is_a_failure() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "goldfold.cli", "tricks"], stdout=full, check=False)
+    assert done.returncode not in (0, 2)
 
 
 # --- arguments ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -86,17 +89,33 @@ def _jobs(text: str) -> int | Literal["auto"]:
 
 
 def check_command(options: argparse.Namespace, workspace: Workspace) -> int:
-    from goldfold.config import is_pipeline, load_config
-    from goldfold.pipeline.check import check_experiment, check_pipeline
+    with _little_garbage():
+        from goldfold.config import is_pipeline, load_config
+        from goldfold.pipeline.check import check_experiment, check_pipeline
 
-    if is_pipeline(options.config):
-        problems = check_pipeline(options.config, options.overrides, workspace, decode=options.decode)
-    else:
-        problems = check_experiment(load_config(options.config, options.overrides), workspace, decode=options.decode)
+        if is_pipeline(options.config):
+            problems = check_pipeline(options.config, options.overrides, workspace, decode=options.decode)
+        else:
+            config = load_config(options.config, options.overrides)
+            problems = check_experiment(config, workspace, decode=options.decode)
     for line in problems:
         print(f"goldfold: {line}", file=sys.stderr)
     print(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "no problems found")
     return 2 if problems else 0
+
+
+@contextlib.contextmanager
+def _little_garbage() -> Iterator[None]:
+    """Look for garbage seldom: torch's import makes a million objects that stay, and each look at them takes its time.
+
+    Not for training, where a forgotten cycle may hold a batch.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def folds_command(options: argparse.Namespace, workspace: Workspace) -> int:

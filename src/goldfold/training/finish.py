@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from goldfold import files
@@ -34,6 +33,8 @@ from goldfold.tta import IDENTITY, View, ViewTable, combine, make_views, single_
 
 def validate(job: FoldJob, machine: Machine, session: Session) -> dict[str, float | None]:
     """Scores of a single view at the test size; the views of ``tta`` are for the final predictions."""
+    from accelerate.utils import broadcast_object_list  # imported late, as in session.start
+
     found: list[Any] = [None]
     if session.accelerator.is_main_process:
         seen = _validation_view(job, machine, session, session.evaluated)

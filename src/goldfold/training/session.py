@@ -7,13 +7,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
 from goldfold.augment import as_stored, make_augmenter
@@ -47,6 +45,9 @@ from goldfold.teaching import Teachers, check_teachers, load_teachers
 from goldfold.training.job import INIT, ORDER, FoldJob
 from goldfold.training.plan import Pace, Stretch, at_epoch, make_plan
 from goldfold.training.stored import Stored, open_stored
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass
@@ -103,6 +104,9 @@ class Session:
 
 def start(job: FoldJob, machine: Machine, state: dict[str, Any] | None = None) -> Session:
     """A session at the beginning, or where ``state`` left it. Raises BadInput when the settings do not fit the network."""
+    from accelerate import Accelerator  # imported late: commands that train nothing answer sooner
+    from accelerate.utils import InitProcessGroupKwargs
+
     recipe = job.recipe
     progress = Progress() if state is None else Progress(**state["progress"])
     plan = make_plan(recipe)
