@@ -23,7 +23,7 @@ from goldfold.predict import SHARE_OF_MEMORY, bundle_views, in_groups, predict_m
 from goldfold.records import Floats, Ints
 from goldfold.tta import View, make_views
 from tests.inference.packs import Kind, make_members
-from tests.models.networks import MULTI, build
+from tests.models.networks import build
 
 SIZE, ROWS = 32, 21
 CPU = Machine(torch.device("cpu"), "fp32", True, 0)
@@ -147,7 +147,7 @@ def test_images_are_read_normalised_and_turned_once_for_all_who_see_them_alike(m
     assert images.read_rows == Counter(dict.fromkeys(range(ROWS), 1))
     assert counts == {"prepare": 2} | {view.name: 1 + (place in (1, 2)) for place, view in enumerate(views)}
     for member, values in zip(shown, found, strict=True):
-        arguments = {"task": MULTI, "views": member.views, "batch_size": 32, "machine": CPU}
+        arguments = {"views": member.views, "batch_size": 32, "machine": CPU}
         assert np.array_equal(values, predict_views(member.model, Noise(), ALL, **arguments))
 
 

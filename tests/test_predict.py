@@ -66,7 +66,7 @@ def test_prediction_is_without_dropout_and_leaves_the_mode(model: Classifier) ->
     first = predict(model)
     assert model.training is was
     assert np.array_equal(first, predict(model))
-    every = predict_views(model, IMAGES, ALL, task=MULTI, views=VIEWS, batch_size=4, machine=MACHINE)
+    every = predict_views(model, IMAGES, ALL, views=VIEWS, batch_size=4, machine=MACHINE)
     assert np.allclose(every.mean(axis=0), first, atol=1e-6)
     assert model.training is was
     assert all(module.training is was for module in model.modules())

@@ -58,7 +58,6 @@ def predict_views(
     images: Images,
     rows: Ints,
     *,
-    task: Task,
     views: Sequence[View],
     batch_size: int,
     machine: Machine,
@@ -75,9 +74,8 @@ def predict_views(
     Raises GoldfoldError when the network gives NaN, and when a single image does not fit into memory.
     """
     shown = Shown(model, views, metadata, known or {}, what)
-    parts = [batch[0].numpy() for batch in _batches([shown], images, rows, batch_size, machine, size, what)]
-    empty = np.zeros((len(views), 0, len(task.classes)), dtype=np.float32)
-    return np.concatenate(parts, axis=1) if parts else empty
+    (values,) = predict_members([shown], images, rows, batch_size=batch_size, machine=machine, size=size, what=what)
+    return values
 
 
 def predict_members(

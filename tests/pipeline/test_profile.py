@@ -17,7 +17,7 @@ from goldfold.machine import find_machine
 from goldfold.paths import Workspace
 from goldfold.pipeline.one_fold import open_fold
 from goldfold.pipeline.profiling import NAMES, advise, profile
-from goldfold.training import StepTimes, profile_steps
+from goldfold.training import StepTimes, profile_steps, profiler
 from goldfold.training.profiler import PARTS
 from tests.pipeline.competitions import make_competition
 
@@ -88,7 +88,11 @@ def shares(**parts: float) -> dict[str, float]:
         (shares(wait=0.3), {"model": {"freeze": {"stages": 2, "cache": True}}, "augment": {"preset": "none"}},
          "wait for data", "input.cache_dir"),
         (shares(copy=0.3), {}, "copy to the device", "input.channels=1"),
-        (shares(prepare=0.3), {}, "normalise, mix, erase", "mix.prob"),
+        (shares(wait=0.3), {"augment": {"preset": "none"}}, "wait for data", "input.cache_dir"),
+        (shares(prepare=0.3), {"mix": {"mixup": 0.2}}, "normalise, mix, erase", "mix.prob"),
+        (shares(prepare=0.3), {"augment": {"erase": {"prob": 0.5}}}, "normalise, mix, erase", "augment.erase.prob"),
+        (shares(prepare=0.3), {"augment": {"on": "device"}}, "normalise, mix, erase", "augment.on=host"),
+        (shares(prepare=0.3), {}, "normalise, mix, erase", "input.size"),
         (shares(optimizer=0.4), {}, "optimizer", "train.accumulate"),
         (shares(rest=0.3), {}, "rest", "train.batch_size"),
         (shares(), {}, "the network itself", "model.freeze.cache"),
@@ -104,6 +108,8 @@ def test_the_sentence_names_part_and_knob(
     sentence = advise(found, config, find_machine(config.train))
     assert sentence.startswith(f"Bottleneck: {part} (")
     assert knob in sentence
+    for key, setting in (("mix.prob", config.mix.mixup), ("erase.prob", config.augment.erase.prob)):
+        assert key not in sentence or setting, "a knob that turns nothing"
 
 
 @pytest.mark.parametrize(
@@ -115,6 +121,22 @@ def test_bad_input_is_one_line(
 ) -> None:
     assert main(["profile", str(make_competition(project, rows=24)), *arguments]) == 2
     assert line in capsys.readouterr().err
+
+
+def test_a_full_memory_is_halved_as_in_training(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = profiler.backward
+
+    def short(job: Any, machine: Any, session: Any, batch: Any, *rest: Any, **options: Any) -> Any:
+        if session.progress.pieces < 2:
+            raise torch.OutOfMemoryError("full")
+        return real(job, machine, session, batch, *rest, **options)
+
+    monkeypatch.setattr(profiler, "backward", short)
+    found = profile(load_config(make_competition(project, rows=32)), Workspace(Path()), steps=2)
+    assert found.times.steps == 2
+    assert "goes on with 4, 2 times accumulated" in capsys.readouterr().err
 
 
 @pytest.mark.gpu

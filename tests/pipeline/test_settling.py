@@ -276,3 +276,35 @@ def test_a_fold_takes_as_much_as_its_largest_phase(project: Path, monkeypatch: p
     size = config.input.size
     assert settling.fold_memory(config, data.task, find_machine(config.train)) == max(48 * 4, size * 8)
     assert seen == [(16, 8, 1), (48, 4, 0), (size, 8, 0)]
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (torch.OutOfMemoryError("full"), MemoryError),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), MemoryError),
+        (RuntimeError("another"), None),
+    ],
+)
+def test_a_fold_that_fits_nowhere_is_not_one_that_cannot_be_measured(
+    error: Exception, found: type[Exception] | None, monkeypatch: pytest.MonkeyPatch, project: Path
+) -> None:
+    def broken(*_: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(settling, "measure_memory", broken)
+    config = load_config(Path(CONFIG), [])
+    data = load_competition(config.competition, project)
+    arguments = config, data.task, find_machine(config.train)
+    if found is None:
+        assert settling.fold_memory(*arguments) is None
+    else:
+        with pytest.raises(found):
+            settling.fold_memory(*arguments)
+
+
+def test_the_views_of_a_consistency_loss_take_their_memory(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settling, "measure_memory", lambda network, *_: network.batch_size)
+    config = load_config(Path(CONFIG), ["augment.add=[{AugMix: {}}]", "loss.jsd=12.0", "train.batch_size=8"])
+    data = load_competition(config.competition, project)
+    assert settling.fold_memory(config, data.task, find_machine(config.train)) == 24

@@ -17,11 +17,12 @@ def run() -> NoReturn:
     code = main()
     threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter calls it; pools of threads wait for it
     atexit._run_exitfuncs()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        code = code or 120  # the interpreter's own code for it
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except OSError:
+            code = code or 120  # the interpreter's own code for it
     os._exit(code)
 
 

@@ -151,7 +151,7 @@ def _goldfold_wheel(folder: Path) -> tuple[Path, list[str]]:
         **{f"goldfold/_configs/{path}": content for path, content in _tree(shipped_configs()).items()},
         f"{stem}.dist-info/METADATA": _lines(metadata),
         f"{stem}.dist-info/WHEEL": _lines(wheel_file),
-        f"{stem}.dist-info/entry_points.txt": _lines(["[console_scripts]", "goldfold = goldfold.cli:main"]),
+        f"{stem}.dist-info/entry_points.txt": _lines(["[console_scripts]", "goldfold = goldfold.cli.__main__:run"]),
     }
     return _write(folder / f"{stem}-py3-none-any.whl", members, f"{stem}.dist-info"), requirements
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -10,7 +10,6 @@ from statistics import median
 from tabulate import tabulate
 
 from goldfold.config import Config
-from goldfold.config.schema import Augment
 from goldfold.errors import BadInput
 from goldfold.machine import Machine
 from goldfold.paths import Workspace
@@ -30,10 +29,10 @@ WORTH = {"wait": 0.08, "copy": 0.08, "prepare": 0.12, "optimizer": 0.2, "rest": 
 """Shares of a step from which on a part is worth a knob; below all of them the network itself is the bottleneck."""
 KNOBS = {
     "copy": "set input.channels=1 for grey images, or lower input.size",
-    "prepare": "lower mix.prob or augment.erase.prob, or let smaller teachers teach",
     "optimizer": "raise train.batch_size or train.accumulate, or take a lighter optim.name",
     "rest": "raise train.batch_size, so that fewer steps are taken",
 }
+LIGHTER = "take a lighter augment.preset (goldfold augment-preview shows them)"
 FEW_WORKERS = 4
 
 
@@ -73,7 +72,7 @@ def advise(shares: Mapping[str, float], config: Config, machine: Machine) -> str
         own = shares["forward"] + shares["backward"]
         return f"Bottleneck: the network itself ({own:.0%} of a step is forward and backward); {_lighter(config, machine)}."
     part = max(beyond, key=lambda name: beyond[name])
-    knob = _feed(config, machine) if part == "wait" else KNOBS[part]
+    knob = {"wait": _feed, "prepare": _prepare}[part](config, machine) if part not in KNOBS else KNOBS[part]
     return f"Bottleneck: {NAMES[part]} ({shares[part]:.0%} of a step); {knob}."
 
 
@@ -83,14 +82,30 @@ def _feed(config: Config, machine: Machine) -> str:
         return "put input.cache_dir on a faster disk: stored features are read as they are"
     if not config.input.cache:
         return "set input.cache=true, so that images are decoded once"
-    on_device = "on" in Augment.model_fields and getattr(config.augment, "on", None) != "device"
-    lighter = "take a lighter augment.preset (goldfold augment-preview shows them)"
-    if machine.device.type == "cpu":
-        # The same cores augment and compute: loader processes give nothing back.
-        return lighter
-    knobs = ["raise train.workers"] if machine.workers <= FEW_WORKERS else []
-    knobs += ["set augment.on=device"] if on_device else []
-    return ", ".join([*knobs, f"or {lighter}" if knobs else lighter])
+    on_gpu, on_host = machine.device.type == "cuda", config.augment.on == "host" and _transforms(config)
+    # On a CPU the same cores augment and compute: loader processes give nothing back.
+    knobs = ["raise train.workers"] if on_gpu and machine.workers <= FEW_WORKERS else []
+    knobs += ["set augment.on=device"] if on_gpu and on_host else []
+    knobs += [LIGHTER] if on_host else []
+    return _either(knobs or ["put input.cache_dir on a faster disk, or lower input.cache_size"])
+
+
+def _prepare(config: Config, machine: Machine) -> str:
+    """What of the work on whole batches can be made less."""
+    knobs = ["set augment.on=host", LIGHTER] if config.augment.on == "device" and _transforms(config) else []
+    knobs += ["lower mix.prob"] if config.mix.mixup or config.mix.cutmix else []
+    knobs += ["lower augment.erase.prob"] if config.augment.erase.prob else []
+    knobs += ["let smaller teachers teach"] if config.teacher.runs and config.teacher.distill.how == "online" else []
+    return _either(knobs or ["set input.channels=1 for grey images", "lower input.size"])
+
+
+def _transforms(config: Config) -> bool:
+    augment = config.augment
+    return bool(augment.add or (augment.preset != "none" if augment.train is None else augment.train))
+
+
+def _either(knobs: Sequence[str]) -> str:
+    return ", ".join([*knobs[:-1], f"or {knobs[-1]}" if len(knobs) > 1 else knobs[-1]])
 
 
 def _lighter(config: Config, machine: Machine) -> str:
@@ -99,11 +114,4 @@ def _lighter(config: Config, machine: Machine) -> str:
         knobs.append("set train.precision=auto")
     if not config.model.freeze.cache:
         knobs.append("freeze its first stages and store what they give (model.freeze.stages, model.freeze.cache)")
-    return ", ".join(
-        [
-            *knobs,
-            "or take a smaller input.size or model.backbone"
-            if knobs
-            else "take a smaller input.size or model.backbone",
-        ]
-    )
+    return _either([*knobs, "take a smaller input.size or model.backbone"])

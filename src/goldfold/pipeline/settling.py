@@ -37,6 +37,7 @@ from goldfold.measuring import (
     measure_training,
     ways,
 )
+from goldfold.memory import is_out_of_memory
 from goldfold.models import make_spec
 from goldfold.paths import RunPaths, Workspace
 from goldfold.pipeline.jobs import cache_folder, make_recipe
@@ -116,19 +117,20 @@ def network_of(config: Config, task: Task) -> Network:
 def fold_memory(config: Config, task: Task, machine: Machine) -> int | None:
     """Bytes of a GPU that a fold's training takes, in its largest phase; None where it cannot be measured.
 
-    Raises torch.OutOfMemoryError where a batch does not fit into a whole one.
+    Online teachers, and what transforms on the device take, are not counted. Raises MemoryError where a batch does not fit.
     """
     mode = Mode(machine.precision, machine.channels_last)
     whole = network_of(config, task)
+    views = 3 if config.loss.jsd else 1  # AugMix's, which pass at once
     found = []
     try:
         for stretch in make_plan(make_recipe(config)):
             freeze = whole.freeze.model_copy(update={"stages": stretch.frozen})
-            network = Network(replace(whole.spec, size=stretch.size), freeze, stretch.batch_size)
+            network = Network(replace(whole.spec, size=stretch.size), freeze, views * stretch.batch_size)
             found.append(measure_memory(network, machine.device, mode))
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # the training will meet it too, and knows better what to say
+        if is_out_of_memory(error):
+            raise MemoryError(str(error)) from None
         warn(f"{config.name}: the memory of a fold cannot be measured: {type(error).__name__}")
         return None
     return max(found)

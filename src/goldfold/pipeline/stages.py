@@ -219,7 +219,7 @@ def _shared(run: Opened, gpus: Sequence[str], slots: int) -> list[str]:
     free = [torch.cuda.mem_get_info(number)[0] for number in range(len(gpus))]
     try:
         each = fold_memory(run.config, run.data.task, run.machine)
-    except torch.OutOfMemoryError:
+    except MemoryError:
         each = max(free)
     torch.cuda.empty_cache()  # after an error, too: the folds' processes need it
     if each is None:

@@ -104,6 +104,7 @@ def finish(job: FoldJob, machine: Machine, session: Session) -> None:
                 model,
                 job.test,
                 rows_of(job.test, job.test.ids),
+                task=job.task,
                 views=make_views(recipe.tta, job.spec.size),
                 how=recipe.tta.merge,
                 metadata=job.test_metadata,
@@ -270,9 +271,8 @@ def _predict_valid(job: FoldJob, machine: Machine, session: Session, model: Clas
     known = _from_store(job, machine, session, model, views, known)
     rows = rows_of(images, job.valid_ids)
     if tta.views != "auto":
-        common = _common(job, machine)
-        metadata = job.valid_metadata
-        return predict_images(model, images, rows, views=views, how=tta.merge, metadata=metadata, known=known, **common)
+        common = {"how": tta.merge, "metadata": job.valid_metadata, "known": known, **_common(job, machine)}
+        return predict_images(model, images, rows, task=job.task, views=views, **common)
     every = predict_views(
         model, images, rows, views=views, metadata=job.valid_metadata, known=known, **_common(job, machine)
     )
@@ -284,7 +284,6 @@ def _predict_valid(job: FoldJob, machine: Machine, session: Session, model: Clas
 def _common(job: FoldJob, machine: Machine) -> dict[str, Any]:
     tta = job.recipe.tta
     return {
-        "task": job.task,
         "batch_size": tta.batch_size,
         "machine": machine.predicting,
         "size": tta.size or job.spec.size,

@@ -9,22 +9,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from goldfold import files
-from goldfold.data import Batches, EpochOrder, TrainBatch
+from goldfold.data import Batches, EpochOrder, TrainBatch, prefetched
 from goldfold.machine import Machine
 from goldfold.progress import progress
 from goldfold.seeds import seed_everything
 from goldfold.training.job import EPOCH, FoldJob
 from goldfold.training.loop import backward, update
 from goldfold.training.session import Session, make_loader, pace, peak_rate, start
+from goldfold.training.window import Window
 
 PARTS = ("wait", "copy", "prepare", "forward", "backward", "optimizer", "rest")
-"""prepare: normalisation, mixing, erasing, online teachers. backward: with the loss. optimizer: with clipping and averages."""
+"""wait: for the loader. copy: what is waited for of it. prepare: normalisation, transforms on the device, mixing, erasing, online
+teachers. backward: with the loss. optimizer: with clipping and averages."""
 WARM_UP = 3
 TRACED = 5
 
@@ -134,27 +137,35 @@ def _train(
         session.wrapped.register_forward_pre_hook(lambda *_: marks.begin("forward")),
         session.wrapped.register_forward_hook(lambda *_: marks.begin("backward")),
     ]
-    losses = torch.zeros((), device=machine.device)
+    losses, step = torch.zeros((), device=machine.device), Window(session, what)
+    coming = prefetched(_fetched(batches, marks), machine.device)
     try:
         for number in progress(range(steps), what, steps, "steps"):
             marks.begin("wait")
-            batch = next(batches)
-            marks.begin("copy")
-            batch = batch.to(machine.device)
+            batch = next(coming)
             marks.begin("prepare")
             whole = (number + 1) % window == 0
-            loss = backward(job, machine, session, batch, number, window, sync=whole)
+            step.add(partial(backward, job, machine, session, batch, number, window), len(batch.targets), last=whole)
             if whole:
+                for loss in step.settle():
+                    losses += loss
                 marks.begin("optimizer")
                 update(session, peak * rates.factor(session.stretch, session.progress.step))
+                step = Window(session, what)
             marks.begin("rest")
-            losses += loss
             images = len(batch.targets)
         marks.end()
     finally:
         for hook in hooks:
             hook.remove()
     return images
+
+
+def _fetched(batches: Iterator[TrainBatch], marks: Marks) -> Iterator[TrainBatch]:
+    """The batches; from the moment that one is there it is copied, or waited for on its way."""
+    for batch in batches:
+        marks.begin("copy")
+        yield batch
 
 
 def _endless(job: FoldJob, session: Session, order: EpochOrder, loader: Batches[TrainBatch]) -> Iterator[TrainBatch]:
