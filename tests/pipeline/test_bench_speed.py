@@ -177,10 +177,21 @@ def test_the_command_measures_and_writes(project: Path, capsys: pytest.CaptureFi
     # Nothing else is left behind: no runs, no folds, no images.
     left = {path.relative_to(project).parts[0] for path in set(project.rglob("*")) - before}
     assert left == {"benchmarks-out", "docs"}
-    # The page of two machines, without measuring.
-    result = "benchmarks-out/speed.json"
-    assert main(["bench", "speed", "--from", result, "--from", result, "--write", "both.md"]) == 0
-    assert Path("both.md").read_text().count("## ") == 2
+
+    # The page of several results, without measuring: another machine's, and one of this machine that has some rows anew.
+    def as_written(name: str, values: dict[str, Any]) -> list[str]:
+        Path(name).write_text(json.dumps(values))
+        return ["--from", name]
+
+    first = ["--from", "benchmarks-out/speed.json"]
+    other = as_written("other.json", {**record, "host": {**record["host"], "cpu": "another"}})
+    anew = as_written("anew.json", {**record, "rows": record["rows"][:1]})
+    title = record["rows"][0]["title"]
+    for results, sections, titles in ((first + other, 2, 2), (first + first, 1, 1), (anew + first, 2, 1)):
+        assert main(["bench", "speed", *results, "--write", "both.md"]) == 0
+        text = Path("both.md").read_text()
+        assert (text.count("## "), text.count(title)) == (sections, titles)
+        assert ("Rows of this run that another section shows: 1." in text) == (results == anew + first)
     assert f"wrote {Path('both.md')}" in capsys.readouterr().out
 
 

@@ -15,21 +15,47 @@ shown are the median and, in brackets, the least and the largest of the repeats.
 
 
 def page(records: Sequence[Mapping[str, Any]]) -> str:
-    """A section a machine: what it is, the command, the table, and what stands behind each row."""
-    parts = [HEAD]
-    for record in records:
-        host = record["host"]
+    """A section a record: its machine, the command, the table, and what stands behind each row.
+
+    A row that several records of one machine have is taken from the first that measured it.
+    """
+    parts, taken = [HEAD], _taken(records)
+    for number, whole in enumerate(records):
+        host = whole["host"]
+        rows = [row for row in whole["rows"] if taken[_machine(whole), row["name"]] == number]
+        if not rows and whole["rows"]:
+            continue
+        record = {**whole, "rows": rows}
         gpus = ", ".join(host["gpus"]) or "no GPU"
         parts.append(f"## {host['cpu']}, {host['cores']} cores, {gpus}\n")
         parts.append(f"    {record['command']}\n")
         versions = ", ".join(f"{name} {number}" for name, number in host["versions"].items())
         shown = f"{host['memory_gb']} GB of memory, {host['system']}, load {host['load']} at the start"
         parts.append(f"{record['measured'][:10]}; {shown}; {versions}.\n{_length(record)}\n")
+        again = len(whole["rows"]) - len(rows)
+        if again:
+            parts.append(f"Rows of this run that another section shows: {again}.\n")
         parts.append(f"{table(record)}\n")
         notes = [line for row in record["rows"] for line in _notes(row)]
         if notes:
             parts.append("\n".join(notes) + "\n")
     return "\n".join(parts)
+
+
+def _machine(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    host = record["host"]
+    return (host["cpu"], host["cores"], *host["gpus"])
+
+
+def _taken(records: Sequence[Mapping[str, Any]]) -> dict[tuple[tuple[Any, ...], str], int]:
+    """By machine and row's name the number of the record that it is taken from."""
+    found: dict[tuple[tuple[Any, ...], str], int] = {}
+    for measured_ones in (True, False):
+        for number, record in enumerate(records):
+            for row in record["rows"]:
+                if (row["figure"] is not None) is measured_ones:
+                    found.setdefault((_machine(record), row["name"]), number)
+    return found
 
 
 def table(record: Mapping[str, Any]) -> str:

@@ -65,8 +65,8 @@ def measure_cache(subject: Subject, plan: Plan) -> Measurement:
     hashing, writing = _seconds_beside(paths, spec, plan.scratch("cache-parts") / "images.npy")
     details = {"images": subject.what, "files": count, "size": spec.size, "cores": logical_cores(), **rates(samples)}
     note = (
-        f"Beside decoding: {hashing / whole:.0%} of the time to hash the files, by which a store never goes stale, "
-        f"{writing / whole:.0%} to write {count * math.prod(spec.shape) / 1e6:.0f} MB and see them on the disk."
+        f"By themselves: {hashing / whole:.0%} of the time to hash the files, by which a store never goes stale, "
+        f"{writing / whole:.0%} to write {count * math.prod(spec.shape) / 1e6:.0f} MB to the disk, most of it while others decode."
     )
     return Measurement(samples, details, (note,))
 
