@@ -66,7 +66,7 @@ def test_the_image_has_a_tag_and_no_registry() -> None:
 
 # An address, a host before a path, and pip's words for an index of one's own.
 FOREIGN = re.compile(
-    r"\w+://\S+|(?:[\w-]+\.)+[a-z]+(?::\d+)?/\S+|localhost\S*|\S*index[-_]url\S*|\s-i\s|find[-_]links", re.I
+    r"\w+://\S+|(?:[\w-]+\.)+[a-z]+(?::\d+)?/\S+|localhost\S*|\S*index[-_]url\S*|\s-[if]\s|find[-_]links", re.I
 )
 
 
@@ -74,13 +74,25 @@ def foreign(text: str) -> list[str]:
     return FOREIGN.findall(text)
 
 
+def test_an_index_of_ones_own_would_be_noticed() -> None:
+    """By every word that this pip has for one: on the command line, in its short form, and as a variable."""
+    command = [sys.executable, "-m", "pip", "install", "--help"]
+    described = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    options = re.findall(r"^  (?:(-\w), )?(--[a-z-]+) <url> ", described, re.M)
+    assert len(options) >= 3
+    for short, long in options:
+        variable = f"PIP{long[1:].upper().replace('-', '_')}"
+        for line in (
+            f"RUN pip install {long} $X torch",
+            f"RUN pip install {short or long} $X torch",
+            f"ENV {variable}=$X",
+        ):
+            assert foreign(f"FROM python:3.11\n{line}\n"), line
+
+
 @pytest.mark.parametrize(
     "line",
     [
-        "RUN pip install --index-url $INDEX torch",
-        "ENV PIP_EXTRA_INDEX_URL=$INDEX",
-        "RUN pip install -i $INDEX torch",
-        "RUN pip install --find-links $FOLDER torch",
         "RUN curl scheme://registry.example/setup.sh",
         "COPY --from=registry.example/tools:1 /bin/tool /bin/tool",
         "COPY --from=registry.example:5000/tools /bin/tool /bin/tool",

@@ -121,6 +121,22 @@ def test_an_option_that_a_family_does_not_take_is_refused_in_one_line() -> None:
         build("vgg11", drop_path_rate=0.1)
 
 
+@pytest.mark.parametrize("weights", [False, True])
+def test_a_network_that_is_not_made_for_classes_is_refused(
+    weights: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As timm's encoders for language models say of themselves; and whole weights are not blamed for it."""
+    spec, whole = build("test_resnet", 64).spec, timm.create_model("test_resnet", num_classes=10)
+    save_file(whole.state_dict(), tmp_path / "whole.safetensors")
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("does not support classification use cases")
+
+    monkeypatch.setattr(type(whole), "reset_classifier", refuse)
+    with pytest.raises(BadInput, match=r"model\.backbone: test_resnet is not made for classes \(does not support"):
+        build_model(spec, weights=tmp_path / "whole.safetensors" if weights else None)
+
+
 def test_published_weights_come_before_surgery(tmp_path: Path) -> None:
     whole = timm.create_model("test_resnet", num_classes=10)
     for parameter in whole.parameters():

@@ -107,8 +107,7 @@ def _timm_backbone(spec: ModelSpec, weights: Path | None, hub: bool) -> nn.Modul
     where = weights if weights is not None else "model.pretrained"
     try:
         backbone = timm.create_model(spec.backbone, pretrained=weights is not None or hub, **options)
-        backbone.reset_classifier(0)
-    except (TypeError, AssertionError, AttributeError, NotImplementedError) as error:  # an option that it does not take
+    except (TypeError, AssertionError, AttributeError) as error:  # an option that it does not take
         if spec.output_stride is not None and "drop_path_rate" not in str(error):
             raise _no_stride(spec, _first_lines(error)) from None
         raise BadInput("model", f"{spec.backbone} cannot be built ({_first_lines(error)})") from None
@@ -135,7 +134,17 @@ def _timm_backbone(spec: ModelSpec, weights: Path | None, hub: bool) -> nn.Modul
             f"{spec.backbone} cannot be had from the hub ({_first_lines(error)})",
             "name a file in model.weights, or set model.pretrained=false",
         ) from None
+    _drop_classifier(spec, backbone)
     return backbone
+
+
+def _drop_classifier(spec: ModelSpec, backbone: nn.Module) -> None:
+    """Raises BadInput for a network that cannot be without one, such as timm's encoders for language models."""
+    try:
+        backbone.reset_classifier(0)  # type: ignore[operator]
+    except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        what = f"{spec.backbone} is not made for classes ({_first_lines(error)})"
+        raise BadInput("model.backbone", what, "choose another backbone") from None
 
 
 def _check_stride(spec: ModelSpec, backbone: nn.Module) -> None:
